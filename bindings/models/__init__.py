@@ -1,0 +1,1 @@
+"""ImageGPT, ViT and CLIP as functions of (parameters, input, op set)."""

@@ -1,0 +1,1 @@
+"""Procedures around the models, one file each."""

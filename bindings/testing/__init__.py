@@ -1,0 +1,1 @@
+"""The oracle for other people's test suites: the error gate and input strategies."""

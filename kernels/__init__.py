@@ -1,0 +1,1 @@
+"""Fast kernels, one folder per backend, with the file and function names of ``saccade.reference``."""

@@ -1,0 +1,1 @@
+"""GPU kernels for CuPy arrays, written in CUDA C++."""

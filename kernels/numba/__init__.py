@@ -1,0 +1,1 @@
+"""CPU kernels for NumPy arrays, compiled by numba."""

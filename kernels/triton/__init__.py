@@ -1,0 +1,1 @@
+"""GPU kernels for torch tensors, written in Triton."""

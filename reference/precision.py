@@ -1,0 +1,28 @@
+"""In which precision a definition computes, and where it rounds."""
+
+import ml_dtypes
+import numpy as np
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+float16 = np.dtype(np.float16)
+
+
+def compute_dtype(dtype):
+    """The dtype sums are taken in: float32 for float16 and bfloat16, otherwise the dtype itself.
+
+    >>> compute_dtype(np.float16)
+    dtype('float32')
+    """
+    dtype = np.dtype(dtype)
+    return np.dtype(np.float32) if dtype in (bfloat16, float16) else dtype
+
+
+def upcast(*arrays):
+    """The arrays in their compute dtype; None stays None. One array in, one array out."""
+    raised = tuple(None if x is None else np.asarray(x, compute_dtype(np.asarray(x).dtype)) for x in arrays)
+    return raised[0] if len(raised) == 1 else raised
+
+
+def rounded(x, like):
+    """``x`` rounded once to the dtype of ``like``; None stays None."""
+    return None if x is None else np.asarray(x).astype(np.asarray(like).dtype, copy=False)
