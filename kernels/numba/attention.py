@@ -1,0 +1,439 @@
+"""Fused softmax attention on CPUs; the definitions are in ``saccade.reference.attention``.
+
+    S = scale Q Kᵀ + bias;   P = exp(S − lse);   O = P V
+    dV = Pᵀ dO;   dP = dO Vᵀ;   dS = P (dP − rowsum(dO * O) + dlse);   dQ = scale dS K;   dK = scale dSᵀ Q
+
+Scores exist one tile at a time (a block of queries by a block of keys), never as a (t, s) matrix. The forward
+pass keeps a running maximum and sum per query. The backward pass recomputes each tile from lse: once for the
+gradient of a block of queries, once for that of a block of keys, so no two threads add to the same number.
+"""
+
+import math
+
+import numpy as np
+
+from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.mathematics import exponential
+from saccade.kernels.numba.memory import (
+    core_dtype,
+    describe,
+    load,
+    load_block,
+    load_block_transposed,
+    load_row,
+    read_byte,
+    store_row,
+)
+from saccade.kernels.numba.products import product, wide
+from saccade.kernels.numba.threads import parallel_for
+
+# Tile sizes, multiples of the product's tile; they do not change which function is computed.
+QUERIES, KEYS = 64, 192
+_NOTHING = (0, 0, 0, 0, 0, 0)
+
+
+def attention(query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False):
+    """Softmax attention, bhtd x bhsd x bhse -> bhte; see ``saccade.reference.attention.attention``."""
+    return attention_forward(
+        query, key, value, mask=mask, bias=bias, causal=causal,
+        key_lengths=key_lengths, scale=scale, return_lse=return_lse,
+    )[0]  # fmt: skip
+
+
+def attention_forward(
+    query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False
+):
+    """``attention`` and what ``attention_backward`` needs."""
+    (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
+    core = core_dtype(query.dtype)
+    out = np.empty((b, h, t, e), query.dtype)
+    lse = np.empty((b, h, t), core)
+    scale = 1 / math.sqrt(d) if scale is None else float(scale)
+    arrays = describe(query), describe(key), describe(value)
+    extras = _extras(mask, bias, key_lengths, (b, h, t, s))
+    sizes = (b, h, t, s, d, e)
+    items = b * h * -(-t // QUERIES)
+    parallel_for(_forward, items, 1, *arrays, *extras, sizes, causal, core.type(scale), describe(out), lse)
+    saved = query, key, value, bias, mask, key_lengths, out, lse, causal, scale
+    return ((out, lse) if return_lse else out), saved
+
+
+def attention_backward(saved, grad_out, grad_lse=None):
+    """Gradients for query, key, value and bias (None where no bias was given)."""
+    query, key, value, bias, mask, key_lengths, out, lse, causal, scale = saved
+    (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
+    core = lse.dtype
+    sizes = (b, h, t, s, d, e)
+    arrays = describe(query), describe(key), describe(value)
+    extras = _extras(mask, bias, key_lengths, (b, h, t, s))
+    scale = core.type(scale)
+    row_sums = np.empty((b, h, t), core)
+    parallel_for(_row_sums, b * h * t, 4096, sizes, describe(out), describe(grad_out), row_sums)
+    if grad_lse is not None:
+        row_sums -= grad_lse
+    common = *arrays, *extras, sizes, causal, scale, describe(grad_out), lse, row_sums
+    # A head dimension of its own strides may be shared by broadcasting: gradients are always dense.
+    grad_query, grad_key, grad_value = (np.empty(x.shape, x.dtype) for x in (query, key, value))
+    parallel_for(_backward_queries, b * h * -(-t // QUERIES), 1, *common, describe(grad_query))
+    parallel_for(_backward_keys, b * h * -(-s // KEYS), 1, *common, describe(grad_key), describe(grad_value))
+    grad_bias = None
+    if bias is not None:
+        shape = (1,) * (4 - bias.ndim) + bias.shape
+        total = np.zeros(shape, core)
+        items = shape[0] * shape[1] * (1 if shape[2] == 1 else -(-t // QUERIES))
+        parallel_for(_backward_bias, items, 1, *common, total)
+        grad_bias = total.reshape(bias.shape).astype(bias.dtype)
+    return grad_query, grad_key, grad_value, grad_bias
+
+
+def qkv_attention(qkv, *, causal=False, key_lengths=None, scale=None):
+    """Attention from the packed projection, b n 3 h d -> b n h d, read where it lies."""
+    return qkv_attention_forward(qkv, causal=causal, key_lengths=key_lengths, scale=scale)[0]
+
+
+def qkv_attention_forward(qkv, *, causal=False, key_lengths=None, scale=None):
+    """``qkv_attention`` and what ``qkv_attention_backward`` needs."""
+    query, key, value = np.moveaxis(qkv, (2, 3), (0, 2))
+    out, saved = attention_forward(query, key, value, causal=causal, key_lengths=key_lengths, scale=scale)
+    _, _, _, _, _, key_lengths, out, lse, causal, scale = saved
+    out = np.ascontiguousarray(np.moveaxis(out, 1, 2))
+    return out, (qkv, key_lengths, out, lse, causal, scale)
+
+
+def qkv_attention_backward(saved, grad_out):
+    """The gradient of ``qkv_attention`` for qkv, (b, n, 3, h, d), in a tuple of one."""
+    qkv, key_lengths, out, lse, causal, scale = saved
+    query, key, value = np.moveaxis(qkv, (2, 3), (0, 2))
+    whole = query, key, value, None, None, key_lengths, np.moveaxis(out, 2, 1), lse, causal, scale
+    *gradients, _ = attention_backward(whole, np.moveaxis(grad_out, 2, 1))
+    return (np.stack([np.moveaxis(x, 1, 2) for x in gradients], axis=2),)
+
+
+def varlen_attention(query, key, value, *, cumulative_lengths, causal=False, scale=None):
+    """Attention within each of several sequences packed end to end, nhd x nhd x nhd -> nhd."""
+    options = dict(cumulative_lengths=cumulative_lengths, causal=causal, scale=scale)
+    return varlen_attention_forward(query, key, value, **options)[0]
+
+
+def varlen_attention_forward(query, key, value, *, cumulative_lengths, causal=False, scale=None):
+    """``varlen_attention`` and what ``varlen_attention_backward`` needs."""
+    out = np.empty(query.shape[:-1] + value.shape[-1:], query.dtype)
+    lse = np.empty(query.shape[:-1], core_dtype(query.dtype))
+    for rows in _sequences(cumulative_lengths):
+        one = (_as_batch(x[rows]) for x in (query, key, value))
+        out_one, saved = attention_forward(*one, causal=causal, scale=scale)
+        out[rows], lse[rows] = np.moveaxis(out_one[0], 0, 1), saved[7][0].T
+    return out, (query, key, value, cumulative_lengths, out, lse, causal, scale)
+
+
+def varlen_attention_backward(saved, grad_out):
+    """Gradients of ``varlen_attention`` for query, key and value."""
+    query, key, value, cumulative_lengths, out, lse, causal, scale = saved
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    gradients = tuple(np.empty(x.shape, x.dtype) for x in (query, key, value))
+    for rows in _sequences(cumulative_lengths):
+        q, k, v, o, g = (_as_batch(x[rows]) for x in (query, key, value, out, grad_out))
+        lse_one = np.ascontiguousarray(lse[rows].T)[None]
+        one = attention_backward((q, k, v, None, None, None, o, lse_one, causal, scale), g)
+        for whole, part in zip(gradients, one[:3], strict=True):
+            whole[rows] = np.moveaxis(part[0], 0, 1)
+    return gradients
+
+
+def _sequences(cumulative_lengths):
+    return [slice(a, b) for a, b in zip(cumulative_lengths[:-1], cumulative_lengths[1:], strict=True)]
+
+
+def _as_batch(x_nhd):
+    return np.moveaxis(x_nhd, 0, 1)[None]
+
+
+def _extras(mask, bias, key_lengths, shape):
+    return (
+        _NOTHING if mask is None else describe(mask, shape),
+        _NOTHING if bias is None else describe(bias, shape),
+        np.full(shape[0], shape[3]) if key_lengths is None else np.asarray(key_lengths, np.int64),
+    )
+
+
+@jit
+def _score_tile(
+    scores, query_block, key_block, mask, bias, length, causal, scale, at, sizes, queries, keys
+):  # fmt: skip
+    """scores[:queries, :keys] = scale Q Kᵀ + bias, −inf where the key may not be seen; at = (b, h, t, s) of its corner."""
+    product(query_block, query_block.shape[1], 1, key_block, scores, queries, keys, sizes[4], 0)
+    i_b, i_h, first_t, first_s = at
+    hidden = scores.dtype.type(-np.inf)
+    for i in range(queries):
+        row = scores[i]
+        for j in range(keys):
+            row[j] *= scale
+        if bias[0] != 0:
+            address = bias[0] + i_b * bias[2] + i_h * bias[3] + (first_t + i) * bias[4] + first_s * bias[5]
+            for j in range(keys):
+                row[j] += scores.dtype.type(load(address + j * bias[5], bias[1]))
+        if mask[0] != 0:
+            address = mask[0] + i_b * mask[2] + i_h * mask[3] + (first_t + i) * mask[4] + first_s * mask[5]
+            for j in range(keys):
+                if read_byte(address + j * mask[5]) == 0:
+                    row[j] = hidden
+        end = length
+        if causal:
+            end = min(end, first_t + i + 1 + sizes[3] - sizes[2])
+        for j in range(max(end - first_s, 0), keys):
+            row[j] = hidden
+
+
+@jit
+def _visible_end(length, causal, last_t, sizes):
+    """One past the last key that any query up to ``last_t`` may see."""
+    return max(min(length, last_t + 1 + sizes[3] - sizes[2]), 0) if causal else length
+
+
+@jit
+def _corner(array, i_b, i_h, row):
+    return array[0] + i_b * array[2] + i_h * array[3] + row * array[4]
+
+
+@jit
+def _forward(start, stop, query, key, value, mask, bias, lengths, sizes, causal, scale, out, lse):
+    b, h, t, s, d, e = sizes
+    dtype = lse.dtype
+    wide_e = wide(lse, e)
+    query_block = np.empty((QUERIES, d), dtype)
+    key_block = np.empty((d, KEYS), dtype)
+    value_block = np.empty((KEYS, wide_e), dtype)
+    scores = np.empty((QUERIES, KEYS), dtype)
+    sums = np.empty((QUERIES, wide_e), dtype)
+    line = np.empty(d, dtype)
+    top, total = np.empty(QUERIES, dtype), np.empty(QUERIES, dtype)
+    blocks = -(-t // QUERIES)
+    for item in range(start, stop):
+        i_b, i_h, first_t = item // (h * blocks), item // blocks % h, item % blocks * QUERIES
+        queries = min(QUERIES, t - first_t)
+        load_block(query_block, query, query[4], query[5], _corner(query, i_b, i_h, first_t), queries, d)
+        top[:], total[:], sums[:] = -np.inf, 0, 0
+        end = _visible_end(min(lengths[i_b], s), causal, first_t + queries - 1, sizes)
+        for first_s in range(0, end, KEYS):
+            keys = min(KEYS, end - first_s)
+            load_block_transposed(key_block, line, key, key[4], key[5], _corner(key, i_b, i_h, first_s), keys, d)
+            load_block(value_block, value, value[4], value[5], _corner(value, i_b, i_h, first_s), keys, e)
+            at = (i_b, i_h, first_t, first_s)
+            _score_tile(
+                scores, query_block, key_block, mask, bias, lengths[i_b], causal, scale, at, sizes, queries, keys
+            )
+            for i in range(queries):
+                _online_softmax(scores[i, :keys], sums[i, :e], top, total, i)
+            product(scores, KEYS, 1, value_block, sums, queries, e, keys, 1)
+        for i in range(queries):
+            divisor = total[i] if total[i] != 0 else dtype.type(1)
+            for j in range(e):
+                sums[i, j] /= divisor
+            lse[i_b, i_h, first_t + i] = top[i] + np.log(total[i]) if total[i] != 0 else dtype.type(-np.inf)
+            store_row(_corner(out, i_b, i_h, first_t + i), out[5], out[1], sums[i, :e])
+
+
+@jit
+def _online_softmax(row, sums, top, total, i):
+    """Turn a row of scores into exp(score − running maximum), and rescale what was summed before."""
+    before = top[i]
+    highest = before
+    for j in range(row.shape[0]):
+        highest = row[j] if row[j] > highest else highest
+    # Infinite scores of either sign cannot be shifted: with none above −inf every weight is 0, and +inf gives NaN.
+    shift = highest if highest != -np.inf else row.dtype.type(0)
+    part = row.dtype.type(0)
+    for j in range(row.shape[0]):
+        row[j] = exponential(row[j] - shift)
+    for j in range(row.shape[0]):
+        part += row[j]
+    if before != highest:
+        rescale = exponential(before - shift)
+        total[i] *= rescale
+        for j in range(sums.shape[0]):
+            sums[j] *= rescale
+    total[i] += part
+    top[i] = highest
+
+
+@jit
+def _row_sums(start, stop, sizes, out, grad_out, row_sums):
+    """rowsum(dO * O) for rows [start, stop) of the flattened (b, h, t)."""
+    b, h, t, s, d, e = sizes
+    a, g = np.empty(e, row_sums.dtype), np.empty(e, row_sums.dtype)
+    for item in range(start, stop):
+        i_b, i_h, i_t = item // (h * t), item // t % h, item % t
+        load_row(a, _corner(out, i_b, i_h, i_t), out[5], out[1])
+        load_row(g, _corner(grad_out, i_b, i_h, i_t), grad_out[5], grad_out[1])
+        total = row_sums.dtype.type(0)
+        for j in range(e):
+            total += a[j] * g[j]
+        row_sums[i_b, i_h, i_t] = total
+
+
+@jit
+def _weights_and_score_gradients(scores, grad_weights, lse_row, row_sums_row, queries, keys):
+    """scores -> weights P and grad_weights dP -> dS, in place."""
+    zero = scores.dtype.type(0)
+    for i in range(queries):
+        shift = lse_row[i] if lse_row[i] != -np.inf else zero
+        for j in range(keys):
+            weight = exponential(scores[i, j] - shift)
+            scores[i, j] = weight
+            grad = weight * (grad_weights[i, j] - row_sums_row[i])
+            grad_weights[i, j] = zero if weight == 0 else grad
+
+
+@jit
+def _backward_queries(
+    start, stop, query, key, value, mask, bias, lengths, sizes, causal, scale, grad_out, lse, row_sums, grad_query
+):
+    b, h, t, s, d, e = sizes
+    dtype = lse.dtype
+    wide_d = wide(lse, d)
+    query_block, grad_block = np.empty((QUERIES, d), dtype), np.empty((QUERIES, e), dtype)
+    key_rows, key_block = np.empty((KEYS, wide_d), dtype), np.empty((d, KEYS), dtype)
+    value_block = np.empty((e, KEYS), dtype)
+    scores, grad_weights = (
+        np.empty((QUERIES, KEYS), dtype),
+        np.empty((QUERIES, KEYS), dtype),
+    )
+    total = np.empty((QUERIES, wide_d), dtype)
+    line = np.empty(max(d, e), dtype)
+    blocks = -(-t // QUERIES)
+    for item in range(start, stop):
+        i_b, i_h, first_t = item // (h * blocks), item // blocks % h, item % blocks * QUERIES
+        queries = min(QUERIES, t - first_t)
+        load_block(query_block, query, query[4], query[5], _corner(query, i_b, i_h, first_t), queries, d)
+        load_block(grad_block, grad_out, grad_out[4], grad_out[5], _corner(grad_out, i_b, i_h, first_t), queries, e)
+        total[:] = 0
+        end = _visible_end(min(lengths[i_b], s), causal, first_t + queries - 1, sizes)
+        for first_s in range(0, end, KEYS):
+            keys = min(KEYS, end - first_s)
+            key_corner, value_corner = _corner(key, i_b, i_h, first_s), _corner(value, i_b, i_h, first_s)
+            load_block(key_rows, key, key[4], key[5], key_corner, keys, d)
+            load_block_transposed(key_block, line, key, key[4], key[5], key_corner, keys, d)
+            load_block_transposed(value_block, line, value, value[4], value[5], value_corner, keys, e)
+            at = (i_b, i_h, first_t, first_s)
+            _score_tile(
+                scores, query_block, key_block, mask, bias, lengths[i_b], causal, scale, at, sizes, queries, keys
+            )
+            product(grad_block, e, 1, value_block, grad_weights, queries, keys, e, 0)
+            rows = slice(first_t, first_t + queries)
+            _weights_and_score_gradients(
+                scores, grad_weights, lse[i_b, i_h, rows], row_sums[i_b, i_h, rows], queries, keys
+            )
+            product(grad_weights, KEYS, 1, key_rows, total, queries, d, keys, 1)
+        for i in range(queries):
+            for j in range(d):
+                total[i, j] *= scale
+            store_row(_corner(grad_query, i_b, i_h, first_t + i), grad_query[5], grad_query[1], total[i, :d])
+
+
+@jit
+def _backward_keys(
+    start, stop, query, key, value, mask, bias, lengths, sizes, causal, scale, grad_out, lse, row_sums,
+    grad_key, grad_value,
+):  # fmt: skip
+    b, h, t, s, d, e = sizes
+    dtype = lse.dtype
+    wide_d, wide_e = wide(lse, d), wide(lse, e)
+    query_block, grad_block = (
+        np.empty((QUERIES, wide_d), dtype),
+        np.empty((QUERIES, wide_e), dtype),
+    )
+    key_block, value_block = np.empty((d, KEYS), dtype), np.empty((e, KEYS), dtype)
+    scores, grad_weights = (
+        np.empty((QUERIES, KEYS), dtype),
+        np.empty((QUERIES, KEYS), dtype),
+    )
+    total_key, total_value = np.empty((KEYS, wide_d), dtype), np.empty((KEYS, wide_e), dtype)
+    line = np.empty(max(d, e), dtype)
+    blocks = -(-s // KEYS)
+    for item in range(start, stop):
+        i_b, i_h, first_s = item // (h * blocks), item // blocks % h, item % blocks * KEYS
+        stored = min(KEYS, s - first_s)
+        keys = max(min(stored, lengths[i_b] - first_s), 0)
+        total_key[:], total_value[:] = 0, 0
+        if keys > 0:
+            load_block_transposed(key_block, line, key, key[4], key[5], _corner(key, i_b, i_h, first_s), keys, d)
+            value_corner = _corner(value, i_b, i_h, first_s)
+            load_block_transposed(value_block, line, value, value[4], value[5], value_corner, keys, e)
+            # causal: the first query that sees key first_s
+            first_block = max(first_s - (s - t), 0) // QUERIES if causal else 0
+            for block in range(first_block, -(-t // QUERIES)):
+                first_t = block * QUERIES
+                queries = min(QUERIES, t - first_t)
+                load_block(query_block, query, query[4], query[5], _corner(query, i_b, i_h, first_t), queries, d)
+                corner = _corner(grad_out, i_b, i_h, first_t)
+                load_block(grad_block, grad_out, grad_out[4], grad_out[5], corner, queries, e)
+                at = (i_b, i_h, first_t, first_s)
+                _score_tile(
+                    scores, query_block, key_block, mask, bias, lengths[i_b], causal, scale, at, sizes, queries, keys
+                )
+                product(grad_block, wide_e, 1, value_block, grad_weights, queries, keys, e, 0)
+                rows = slice(first_t, first_t + queries)
+                _weights_and_score_gradients(
+                    scores, grad_weights, lse[i_b, i_h, rows], row_sums[i_b, i_h, rows], queries, keys
+                )
+                product(scores, 1, KEYS, grad_block, total_value, keys, e, queries, 1)
+                product(grad_weights, 1, KEYS, query_block, total_key, keys, d, queries, 1)
+        for j in range(keys, stored):  # keys that were never read get no gradient
+            total_key[j], total_value[j] = 0, 0
+        for j in range(stored):
+            for i in range(d):
+                total_key[j, i] *= scale
+            store_row(_corner(grad_key, i_b, i_h, first_s + j), grad_key[5], grad_key[1], total_key[j, :d])
+            store_row(_corner(grad_value, i_b, i_h, first_s + j), grad_value[5], grad_value[1], total_value[j, :e])
+
+
+@jit
+def _backward_bias(
+    start, stop, query, key, value, mask, bias, lengths, sizes, causal, scale, grad_out, lse, row_sums, total
+):
+    """dS summed over what the bias was broadcast along: an item owns its part of ``total`` (bias as 4-d)."""
+    b, h, t, s, d, e = sizes
+    dtype = lse.dtype
+    query_block, grad_block = np.empty((QUERIES, d), dtype), np.empty((QUERIES, e), dtype)
+    key_block, value_block = np.empty((d, KEYS), dtype), np.empty((e, KEYS), dtype)
+    scores, grad_weights = (
+        np.empty((QUERIES, KEYS), dtype),
+        np.empty((QUERIES, KEYS), dtype),
+    )
+    line = np.empty(max(d, e), dtype)
+    of_b, of_h, of_t, of_s = total.shape
+    blocks = -(-t // QUERIES)
+    parts = blocks if of_t > 1 else 1
+    for item in range(start, stop):
+        bias_b, bias_h, part = item // (of_h * parts), item // parts % of_h, item % parts
+        for i_b in range(bias_b, b if of_b == 1 else bias_b + 1):
+            for i_h in range(bias_h, h if of_h == 1 else bias_h + 1):
+                for block in range(part, blocks if parts == 1 else part + 1):
+                    first_t = block * QUERIES
+                    queries = min(QUERIES, t - first_t)
+                    corner = _corner(query, i_b, i_h, first_t)
+                    load_block(query_block, query, query[4], query[5], corner, queries, d)
+                    corner = _corner(grad_out, i_b, i_h, first_t)
+                    load_block(grad_block, grad_out, grad_out[4], grad_out[5], corner, queries, e)
+                    end = _visible_end(min(lengths[i_b], s), causal, first_t + queries - 1, sizes)
+                    for first_s in range(0, end, KEYS):
+                        keys = min(KEYS, end - first_s)
+                        corner = _corner(key, i_b, i_h, first_s)
+                        load_block_transposed(key_block, line, key, key[4], key[5], corner, keys, d)
+                        corner = _corner(value, i_b, i_h, first_s)
+                        load_block_transposed(value_block, line, value, value[4], value[5], corner, keys, e)
+                        at = (i_b, i_h, first_t, first_s)
+                        _score_tile(
+                            scores, query_block, key_block, mask, bias, lengths[i_b], causal, scale, at, sizes,
+                            queries, keys,
+                        )  # fmt: skip
+                        product(grad_block, e, 1, value_block, grad_weights, queries, keys, e, 0)
+                        rows = slice(first_t, first_t + queries)
+                        _weights_and_score_gradients(
+                            scores, grad_weights, lse[i_b, i_h, rows], row_sums[i_b, i_h, rows], queries, keys
+                        )
+                        for i in range(queries):
+                            for j in range(keys):
+                                at_t = first_t + i if of_t > 1 else 0
+                                at_s = first_s + j if of_s > 1 else 0
+                                total[bias_b, bias_h, at_t, at_s] += grad_weights[i, j]

@@ -1,0 +1,72 @@
+"""Elementary functions that vectorise: LLVM has no vector exponential of its own."""
+
+import math
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from saccade.kernels.numba.compilation import jit
+
+
+@intrinsic
+def _bits_of(typingctx, x):
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def _float_of(typingctx, bits):
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+def exponential(x):
+    """exp(x). In float32: 2ⁿ·2ʳ with a degree-6 polynomial on |r| <= 1/2, within 2 units in the last place;
+    results below the smallest normal number are 0, those above 2¹²⁷·⁵ inf, NaN stays NaN."""
+    return math.exp(x)
+
+
+@overload(exponential, jit_options={"fastmath": {"contract"}, "nogil": True, "error_model": "numpy"})
+def _exponential(x):
+    if x != types.float32:
+        return lambda x: math.exp(x)
+    f = np.float32
+    to_integer = f(12582912.0)  # 1.5 * 2**23: adding it rounds to an integer, kept in the low bits
+    log2_e, log_2_high, log_2_low = f(1.4426950408889634), f(0.693359375), f(-2.12194440054690583e-4)
+    c2, c3, c4, c5, c6, c7 = (f(1 / math.factorial(i)) for i in range(2, 8))
+    smallest, largest = f(-87.33654), f(88.37626)
+    zero, one, infinity = f(0), f(1), f(np.inf)
+    to_exponent = np.int32(23)
+
+    def polynomial(x):
+        inside = min(max(x, smallest), largest)  # keeps n in range; the ends are decided below
+        shifted = inside * log2_e + to_integer
+        n = shifted - to_integer
+        r = (inside - n * log_2_high) - n * log_2_low
+        p = c7
+        p = p * r + c6
+        p = p * r + c5
+        p = p * r + c4
+        p = p * r + c3
+        p = p * r + c2
+        p = p * r * r + r + one
+        # adding n to the exponent field of p: the low bits of `shifted` hold n
+        y = _float_of(np.int32(_bits_of(p) + np.int32(_bits_of(shifted) << to_exponent)))
+        y = zero if x < smallest else y
+        y = infinity if x > largest else y
+        return y if x == x else x
+
+    return polynomial
+
+
+@jit
+def exponentials(row, shift):
+    """row[i] = exp(row[i] − shift), in place."""
+    for i in range(row.shape[0]):
+        row[i] = exponential(row[i] - shift)
