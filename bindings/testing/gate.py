@@ -1,0 +1,210 @@
+"""The error gate: is this result as right as an ordinary implementation in its dtype would be?
+
+* *Truth*: the reference in float64 on the same, already rounded, inputs; for float64 in ``np.longdouble``.
+* *Allowance*: the largest error of four ordinary ways to compute it in the inputs' dtype (``ordinary``, ``ways``).
+* *Pass*: ``err <= 2 allowance + band`` for the RMS and for the largest error, of every output and gradient, with
+  ``band`` 4 units in the last place of max |truth|, and non-finite values exactly where the rounded truth has them.
+* *Inconclusive*: where the allowance exceeds a quarter of the truth's RMS, nothing is judged.
+
+There is nothing to tune: no tolerance is passed in.
+"""
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from saccade import reference
+from saccade.testing import ordinary
+from saccade.testing.ways import ways
+
+# The name of each gradient, in the order f_backward returns them.
+GRADIENTS = {
+    "attention": ("query", "key", "value", "bias"),
+    "qkv_attention": ("qkv",),
+    "varlen_attention": ("query", "key", "value"),
+    "patch_embed": ("images", "weight", "bias"),
+    "linear": ("x", "weight", "bias"),
+    "embedding": ("weight",),
+    "layer_norm": ("x", "scale", "bias", "residual"),
+    "rms_norm": ("x", "scale", "residual"),
+    "gelu": ("x",),
+    "mlp": ("x", "weight_in", "bias_in", "weight_out", "bias_out"),
+    "l2_normalize": ("x",),
+    "conv2d": ("x", "weight", "bias"),
+    "batch_norm": ("x", "scale", "bias"),
+    "average_pool": ("x",),
+    "softmax_cross_entropy": ("logits",),
+    "sigmoid_cross_entropy": ("logits",),
+    "linear_cross_entropy": ("hidden", "weight"),
+    "clip_loss": ("image_embeddings", "text_embeddings", "logit_scale"),
+    "siglip_loss": ("image_embeddings", "text_embeddings", "logit_scale", "logit_bias"),
+}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One output or gradient, judged."""
+
+    name: str
+    verdict: str  # "PASS", "FAIL" or "INCONCLUSIVE"
+    reason: str
+
+    def __str__(self):
+        return f"{self.name}: {self.verdict} ({self.reason})"
+
+
+def verdict(judgements):
+    """FAIL if any failed, INCONCLUSIVE if under 90 % judged anything, else PASS."""
+    judgements = list(judgements)
+    if any(one.verdict == "FAIL" for one in judgements):
+        return "FAIL"
+    conclusive = sum(one.verdict == "PASS" for one in judgements)
+    return "PASS" if conclusive >= 0.9 * len(judgements) else "INCONCLUSIVE"
+
+
+def judge(operation, outputs, gradients, arguments, options=None, cotangents=None):
+    """Judge what an implementation of ``operation`` returned; a list of ``Judgement``, one per output and gradient.
+
+    Args:
+        operation: a name in ``GRADIENTS``.
+        outputs: the output, or the tuple of outputs, as NumPy arrays.
+        gradients: the tuple of gradients in the order of ``GRADIENTS``, or None to judge the outputs alone.
+        arguments: the positional arguments that were passed.
+        options: the keyword arguments that were passed.
+        cotangents: the gradients of the outputs that were passed to the backward function.
+    """
+    options = options or {}
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    cotangents = None if gradients is None else cotangents
+    dtype = _working_dtype(arguments)
+    true_outputs, true_gradients = truth(operation, arguments, options, cotangents)
+    ordinary_results = []
+    with np.errstate(all="ignore"):
+        for way in ways(dtype):
+            results = getattr(ordinary, operation)(way, arguments, options, cotangents)
+            ordinary_results.append([_as_tuple(part) for part in results])
+    names = ["output", "second output"][: len(true_outputs)]
+    judged = [
+        judge_one(name, actual, true, [one[0][i] for one in ordinary_results])
+        for i, (name, actual, true) in enumerate(zip(names, outputs, true_outputs, strict=True))
+    ]
+    for i, name in enumerate(GRADIENTS[operation] if gradients is not None else ()):
+        actual, true = gradients[i], true_gradients[i]
+        if true is None or actual is None:
+            same = true is None and actual is None
+            judged += [] if same else [Judgement(f"gradient of {name}", "FAIL", "missing, or given where none exists")]
+        else:
+            judged.append(judge_one(f"gradient of {name}", actual, true, [one[1][i] for one in ordinary_results]))
+    return judged
+
+
+def judge_one(name, actual, true, ordinary_values):
+    """Judge one array against the truth and the same array computed in ordinary ways."""
+    actual = np.asarray(actual)
+    if actual.shape != np.shape(true):
+        return Judgement(name, "FAIL", f"{actual.shape=}, expected {np.shape(true)}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = np.asarray(true).astype(actual.dtype)
+    finite = np.isfinite(rounded)
+    wide = true.dtype.type
+    if not np.array_equal(actual[~finite].astype(wide), rounded[~finite].astype(wide), equal_nan=True):
+        return Judgement(name, "FAIL", "finite, or another infinity, where the truth is not finite")
+    if not np.isfinite(actual[finite]).all():
+        return Judgement(name, "FAIL", f"{int((~np.isfinite(actual[finite])).sum())} values not finite, the truth is")
+    if not finite.any():
+        return Judgement(name, "PASS", "nothing finite to compare")
+    error = actual[finite].astype(wide) - true[finite]
+    allowances = []
+    for value in ordinary_values:
+        with np.errstate(over="ignore", invalid="ignore"):
+            value = np.asarray(value).astype(actual.dtype)
+        allowances.append(np.nan_to_num(value[finite].astype(wide) - true[finite], nan=np.inf))
+    allowed_rms, allowed_max = (max(measure(one) for one in allowances) for measure in (_rms, _largest))
+    band = 4 * _unit_in_last_place(_largest(true[finite]), actual.dtype)
+    if allowed_rms > _rms(true[finite]) / 4:
+        return Judgement(name, "INCONCLUSIVE", f"ordinary error {allowed_rms:.2e}, truth {_rms(true[finite]):.2e}")
+    for what, measure, allowed in (("RMS", _rms, allowed_rms), ("largest", _largest, allowed_max)):
+        if measure(error) > 2 * allowed + band:
+            where = tuple(int(i) for i in np.argwhere(finite)[np.argmax(np.abs(error))])
+            reason = f"{what} error {measure(error):.3e} > 2 x {allowed:.3e} + {band:.3e}, worst at {where}"
+            return Judgement(name, "FAIL", reason)
+    return Judgement(name, "PASS", f"largest error {_largest(error):.3e} <= 2 x {allowed_max:.3e} + {band:.3e}")
+
+
+def truth(operation, arguments, options, cotangents):
+    """The reference's outputs and gradients, two or more precisions above the inputs' dtype."""
+    wide = np.longdouble if _working_dtype(arguments) == np.float64 else np.float64
+    raised = [_widen(x, wide) for x in arguments]
+    options = {name: _widen(x, wide) for name, x in options.items()}
+    with np.errstate(all="ignore"):
+        out, saved = getattr(reference, f"{operation}_forward")(*raised, **options)
+        if cotangents is None:
+            return _as_tuple(out), ()
+        return _as_tuple(out), getattr(reference, f"{operation}_backward")(
+            saved, *(_widen(x, wide) for x in cotangents)
+        )
+
+
+def assert_right(operation, backend, arguments, options=None, *, seed=0):
+    """Run ``operation`` of a backend module, forward and backward, and raise AssertionError where it is wrong.
+
+    ``backend`` has the functions ``{operation}_forward`` and ``{operation}_backward`` on NumPy arrays. Cotangents
+    are drawn from ``seed``. Returns the judgements.
+    """
+    options = options or {}
+    out, saved = getattr(backend, f"{operation}_forward")(*arguments, **options)
+    cotangents = draw_cotangents(out, seed)
+    gradients = getattr(backend, f"{operation}_backward")(saved, *cotangents)
+    judged = judge(operation, out, gradients, arguments, options, cotangents)
+    assert_judged(judged, operation, arguments, options)
+    return judged
+
+
+def assert_judged(judged, operation, arguments, options=None):
+    """Raise AssertionError that tells what failed and on which inputs."""
+    failed = [str(one) for one in judged if one.verdict == "FAIL"]
+    if failed:
+        shapes = ", ".join(f"{x.dtype}{list(x.shape)}" if isinstance(x, np.ndarray) else repr(x) for x in arguments)
+        raise AssertionError(f"{operation}({shapes}, {options or {}}):\n" + "\n".join(failed))
+
+
+def draw_cotangents(outputs, seed=0):
+    """Standard normal cotangents of the outputs' shapes and dtypes; 0 where an output is not finite."""
+    rng = np.random.default_rng(seed)
+    drawn = (rng.standard_normal(np.shape(x)).astype(np.asarray(x).dtype) for x in _as_tuple(outputs))
+    return tuple(np.where(np.isfinite(x), g, g.dtype.type(0)) for g, x in zip(drawn, _as_tuple(outputs), strict=True))
+
+
+def _working_dtype(arguments):
+    """The dtype an operation works in: that of its first floating-point array."""
+    for x in arguments:
+        if isinstance(x, np.ndarray) and x.ndim and _is_floating(x):
+            return x.dtype
+    raise TypeError(f"no floating-point array among the arguments {[type(x).__name__ for x in arguments]}")
+
+
+def _is_floating(x):
+    return isinstance(x, np.ndarray) and (x.dtype.kind == "f" or x.dtype == ml_dtypes.bfloat16)
+
+
+def _widen(x, wide):
+    return x.astype(wide) if _is_floating(x) else x
+
+
+def _as_tuple(x):
+    return x if isinstance(x, tuple) else (x,)
+
+
+def _rms(x):
+    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
+
+
+def _largest(x):
+    return float(np.max(np.abs(x), initial=0))
+
+
+def _unit_in_last_place(magnitude, dtype):
+    info = ml_dtypes.finfo(dtype)
+    exponent = np.floor(np.log2(max(magnitude, float(info.smallest_normal))))
+    return float(info.eps) * 2.0**exponent
