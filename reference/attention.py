@@ -17,9 +17,7 @@ import numpy as np
 from saccade.reference.precision import compute_dtype, rounded, upcast
 
 
-def attention(
-    query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False
-):
+def attention(query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False):
     """Softmax attention, bhtd x bhsd x bhse -> bhte (see the module's formula).
 
     Args:

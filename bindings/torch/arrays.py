@@ -1,0 +1,103 @@
+"""Tensors as the arrays a backend takes, and back, sharing memory."""
+
+import importlib
+from functools import cache
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from saccade.families import family_of
+from saccade.values import check_values
+
+BACKENDS = {"cpu": ("numba",), "cuda": ("triton", "cupy")}
+
+
+def to_numpy(x):
+    """A CPU tensor as a NumPy array on the same memory; anything but a tensor as it is."""
+    if not isinstance(x, torch.Tensor):
+        return x
+    x = x.detach()
+    if x.dtype == torch.bfloat16:  # torch hands no bfloat16 to NumPy: pass the bits
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return x.numpy()
+
+
+def from_numpy(x):
+    """A NumPy array as a CPU tensor on the same memory; anything but an array as it is."""
+    if isinstance(x, np.generic):
+        x = np.asarray(x)
+    if not isinstance(x, np.ndarray):
+        return x
+    if x.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
+
+
+def call(function, backend, device, *arguments, **options):
+    """Run ``function`` of the backend for tensors on ``device``; tensors in, (nested tuples of) tensors out.
+
+    Raises:
+        ValueError: ``backend`` does not serve that kind of device.
+        ModuleNotFoundError: the backend's framework is not installed; says what to install.
+    """
+    backend = _backend_for(function, device.type, backend)
+    compute = _implementation(function, backend)
+    if backend == "triton":
+        return compute(*arguments, **options)
+    if backend == "cupy":
+        from saccade.torch.cupy import from_cupy, on_current_stream, to_cupy
+
+        with on_current_stream(device):
+            return _nested(from_cupy, compute(*_nested(to_cupy, arguments), **_nested(to_cupy, options)))
+    arguments, options = _nested(to_numpy, arguments), _nested(to_numpy, options)
+    check_values(function, arguments, options)
+    return _nested(from_numpy, compute(*arguments, **options))
+
+
+def _backend_for(function, kind, backend):
+    if kind not in BACKENDS:
+        raise ValueError(f"{function}: tensors on {kind!r}, expected one of {', '.join(BACKENDS)}")
+    if backend is None:
+        return BACKENDS[kind][0]
+    if backend not in BACKENDS[kind]:
+        raise ValueError(
+            f"{function}: {backend=} does not take {kind} tensors, expected one of {', '.join(BACKENDS[kind])}"
+        )
+    return backend
+
+
+@cache
+def _implementation(function, backend):
+    try:
+        module = importlib.import_module(f"saccade.kernels.{backend}.{family_of(function)}")
+    except ModuleNotFoundError as error:
+        if error.name == "triton" or error.name == "cupy":
+            raise ModuleNotFoundError(
+                f'{function} on a GPU needs {error.name}: pip install "saccade[cuda]"', name=error.name
+            ) from None
+        if error.name and error.name.startswith("saccade.kernels"):
+            raise NotImplementedError(f"{function}: the {backend} backend does not have it yet") from None
+        raise
+    compute = getattr(module, function, None)
+    if compute is None:
+        raise NotImplementedError(f"{function}: the {backend} backend does not have it yet")
+    return compute
+
+
+def _nested(convert, x):
+    if isinstance(x, (tuple, list)):
+        return tuple(_nested(convert, one) for one in x)
+    if isinstance(x, dict):
+        return {name: _nested(convert, one) for name, one in x.items()}
+    return convert(x)
+
+
+def compute_dtype(dtype):
+    """float32 for float16 and bfloat16, otherwise the dtype itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def dense(x):
+    """An empty tensor like ``x``, C-contiguous as kernels return theirs."""
+    return x.new_empty(x.shape)

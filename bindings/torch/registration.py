@@ -1,0 +1,52 @@
+"""How an operation becomes a torch operator with gradients.
+
+Forward and backward are ``torch.library`` operators, opaque to the compiler, each with a fake kernel that knows the
+shapes. A static ``autograd.Function`` with ``setup_context`` joins them: ``register_autograd`` alone fails under
+``torch.func.grad``.
+"""
+
+import torch
+
+
+def operator(name, fake):
+    """Decorator: register a function as ``torch.ops.saccade.<name>`` with ``fake`` giving shapes and dtypes."""
+
+    def register(function):
+        op = torch.library.custom_op(f"saccade::{name}", function, mutates_args=())
+        op.register_fake(fake)
+        return op
+
+    return register
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """A backward operator, which refuses in one sentence to be differentiated again."""
+
+    @staticmethod
+    def forward(operator, *arguments):
+        return operator(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.name = inputs[0].__name__.removesuffix("_backward")
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(f"saccade.{ctx.name} has no second derivative: do not differentiate its gradient")
+
+
+def first_derivative(operator, *arguments):
+    """Call a backward operator from the backward of an autograd function."""
+    if torch.compiler.is_compiling():  # the compiler cannot trace one autograd function inside another, and refuses
+        return operator(*arguments)  # second derivatives itself
+    return _FirstDerivative.apply(operator, *arguments)
+
+
+def absent(like):
+    """What a backward operator returns for the gradient of an argument that was not given."""
+    return like.new_empty(0)
+
+
+def present(grad, argument):
+    """The gradient that an operator returned, or None if the argument was not given."""
+    return None if argument is None else grad
