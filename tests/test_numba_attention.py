@@ -1,0 +1,98 @@
+"""numba's attention against the reference: values and every gradient, through the error gate."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saccade.kernels.numba import attention as kernels
+from saccade.kernels.numba import threads
+from saccade.testing import gate, strategies
+
+
+@given(strategies.attention_inputs(most=40))
+def test_attention_matches_the_reference(inputs):
+    arguments, options = inputs
+    gate.assert_right("attention", kernels, arguments, options)
+
+
+@given(strategies.qkv_inputs())
+def test_qkv_attention_matches_the_reference(inputs):
+    arguments, options = inputs
+    gate.assert_right("qkv_attention", kernels, arguments, options)
+
+
+@given(strategies.varlen_inputs())
+def test_varlen_attention_matches_the_reference(inputs):
+    arguments, options = inputs
+    gate.assert_right("varlen_attention", kernels, arguments, options)
+
+
+@pytest.mark.parametrize("t, s", [(63, 193), (65, 191), (197, 197), (1, 385), (257, 3)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_matches_the_reference_across_blocks(t, s, causal):
+    """Several blocks of queries and keys, which small drawn examples do not reach."""
+    rng = np.random.default_rng(t)
+    query, key, value = (rng.standard_normal((1, 2, n, 72)).astype(np.float32) for n in (t, s, s))
+    options = dict(causal=causal, bias=rng.standard_normal((2, 1, s)).astype(np.float32), return_lse=True)
+    judged = gate.assert_right("attention", kernels, (query, key, value), options)
+    assert gate.verdict(judged) == "PASS"
+
+
+@given(strategies.attention_inputs(most=193), st.integers(1, 5))
+def test_results_have_the_same_bits_for_any_number_of_threads(inputs, count):
+    arguments, options = inputs
+    before = threads.get_threads()
+    first = _run(arguments, options)
+    try:
+        threads.set_threads(count)
+        second = _run(arguments, options)
+    finally:
+        threads.set_threads(before)
+    for a, b in zip(first, second, strict=True):
+        assert a is b is None or a.tobytes() == b.tobytes()
+
+
+@given(strategies.attention_inputs(dtype=np.dtype(np.float32)))
+def test_an_item_has_the_same_bits_whatever_else_is_in_the_batch(inputs):
+    (query, key, value), options = inputs
+    options = {name: options[name] for name in ("causal", "scale") if name in options}
+    whole = kernels.attention(query, key, value, **options)
+    for i in range(len(query)):
+        alone = kernels.attention(query[i : i + 1], key[i : i + 1], value[i : i + 1], **options)
+        assert alone.tobytes() == whole[i : i + 1].tobytes()
+
+
+@given(strategies.attention_inputs())
+def test_inputs_are_not_modified(inputs):
+    arguments, options = inputs
+    before = [x.tobytes() for x in (*arguments, *options.values()) if isinstance(x, np.ndarray)]
+    _run(arguments, options)
+    assert before == [x.tobytes() for x in (*arguments, *options.values()) if isinstance(x, np.ndarray)]
+
+
+def test_keys_beyond_their_length_are_never_read():
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((2, 1, 5, 4)) for _ in range(3))
+    lengths = np.array([2, 5])
+    clean = _run((query, key, value), {"key_lengths": lengths})
+    key[0, :, 2:], value[0, :, 2:] = np.nan, np.inf
+    dirty = _run((query, key, value), {"key_lengths": lengths})
+    for a, b in zip(clean, dirty, strict=True):
+        assert a is b is None or a.tobytes() == b.tobytes()
+
+
+def test_a_non_finite_key_reaches_every_query_that_may_see_it():
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, 1, 4, 3)).astype(np.float32) for _ in range(3))
+    for bad in (np.nan, np.inf):
+        key[0, 0, 1, 0] = bad
+        out = kernels.attention(query, key, value, causal=True)
+        truth = kernels.attention(query[:, :, :1], key[:, :, :1], value[:, :, :1])
+        assert np.isnan(out[0, 0, 1:]).any() and np.array_equal(out[:, :, :1], truth)
+
+
+def _run(arguments, options):
+    out, saved = kernels.attention_forward(*arguments, **options)
+    cotangents = gate.draw_cotangents(out)
+    return (*(out if isinstance(out, tuple) else (out,)), *kernels.attention_backward(saved, *cotangents))
