@@ -20,7 +20,8 @@ def transpose(x):
 
 
 def attention(way, arguments, options, cotangents):
-    """Softmax attention; the online way keeps a running maximum over blocks of keys."""
+    """Softmax attention; the online way keeps a running maximum over blocks of keys, and recomputes the weights of
+    its gradient from the log-sum-exp, as FlashAttention does."""
     query, key, value = way.raise_(*arguments)
     options = dict(options)
     mask, bias, causal = options.get("mask"), options.get("bias"), options.get("causal", False)
@@ -59,13 +60,16 @@ def _softmax_product(way, scores, value):
         part = scores[..., start : start + width]
         new_top = np.maximum(top, part.max(-1, keepdims=True))
         shift = np.where(np.isneginf(new_top), 0, new_top)
-        exponentials, rescale = np.exp(part - shift), np.exp(top - shift)
+        exponentials, rescale = way.exp(part - shift), way.exp(top - shift)
         total = total * rescale + way.sum(exponentials, -1)
         out = out * rescale + way.matmul(exponentials, value[..., start : start + width, :])
         top = new_top
     divisor = np.where(total == 0, 1, total)
     shift = np.where(np.isneginf(top), 0, top)
-    return out / divisor, np.exp(scores - shift) / divisor, np.log(total) + shift
+    lse = way.log(total) + shift
+    if way.order == "online":
+        return out / divisor, way.exp(scores - np.where(np.isneginf(lse), 0, lse)), lse
+    return out / divisor, way.exp(scores - shift) / divisor, lse
 
 
 def _sum_to_shape(way, x, shape):
@@ -140,7 +144,7 @@ def _norm(way, x, scale, bias, options, cotangents, centred):
     if residual is not None:
         x = way.round(x + way.raise_(residual)[0])
     centre = way.mean(x, -1) if centred else 0
-    inverse = 1 / np.sqrt(way.mean((x - centre) ** 2, -1) + way.core.type(options.get("eps", 1e-5)))
+    inverse = 1 / way.sqrt(way.mean((x - centre) ** 2, -1) + way.core.type(options.get("eps", 1e-5)))
     normal = (x - centre) * inverse
     out = normal * scale if bias is None else normal * scale + bias
     outputs = (out,) if residual is None else (out, x)
@@ -197,7 +201,7 @@ def mlp(way, arguments, options, cotangents):
 def l2_normalize(way, arguments, options, cotangents):
     """Rows divided by their length."""
     (x,) = way.raise_(*arguments)
-    length = np.sqrt(way.sum(x * x, -1))
+    length = way.sqrt(way.sum(x * x, -1))
     floor = way.core.type(options.get("eps", 1e-12))
     out = x / np.maximum(length, floor)
     if cotangents is None:
@@ -259,7 +263,7 @@ def conv2d(way, arguments, options, cotangents):
 def _log_softmax(way, logits):
     top = logits.max(-1, keepdims=True)
     shifted = logits - top
-    return shifted - np.log(way.sum(np.exp(shifted), -1))
+    return shifted - way.log(way.sum(way.exp(shifted), -1))
 
 
 def softmax_cross_entropy(way, arguments, options, cotangents):
@@ -289,21 +293,21 @@ def _cross_entropy(way, logits, labels, options, cotangents):
         return loss[reduction](), None
     row_grad = way.raise_(cotangents[0])[0] * np.ones(n, way.core) / (count if reduction == "mean" else 1)
     row_grad = np.where(kept, row_grad, 0)[:, None]
-    grad = (np.exp(log_weights) * way.sum(targets, -1) - targets) * row_grad
+    grad = (way.exp(log_weights) * way.sum(targets, -1) - targets) * row_grad
     return loss[reduction](), grad
 
 
 def sigmoid_cross_entropy(way, arguments, options, cotangents):
     """Binary cross entropy summed over classes."""
     logits, targets = way.raise_(*arguments)
-    terms = np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits)))
+    terms = np.maximum(logits, 0) - logits * targets + np.log1p(way.exp(-np.abs(logits)))
     per_row = way.sum(terms, -1)[:, 0]
     reduction, n = options.get("reduction", "mean"), way.core.type(len(logits))
     loss = {"none": lambda: per_row, "sum": lambda: way.sum_all(per_row), "mean": lambda: way.sum_all(per_row) / n}
     if cotangents is None:
         return (loss[reduction](),), ()
     row_grad = way.raise_(cotangents[0])[0] * np.ones(len(logits), way.core) / (n if reduction == "mean" else 1)
-    return (loss[reduction](),), ((1 / (1 + np.exp(-logits)) - targets) * row_grad[:, None],)
+    return (loss[reduction](),), ((1 / (1 + way.exp(-logits)) - targets) * row_grad[:, None],)
 
 
 def linear_cross_entropy(way, arguments, options, cotangents):
@@ -338,11 +342,11 @@ def siglip_loss(way, arguments, options, cotangents):
     products = way.matmul(images, transpose(texts))
     sign = 2 * np.eye(len(images), dtype=way.core) - 1
     signed = sign * (way.core.type(logit_scale) * products + way.core.type(logit_bias))
-    terms = np.maximum(-signed, 0) + np.log1p(np.exp(-np.abs(signed)))
+    terms = np.maximum(-signed, 0) + np.log1p(way.exp(-np.abs(signed)))
     loss = way.sum_all(way.sum(terms, -1)) / n
     if cotangents is None:
         return (loss,), ()
-    grad = -sign / (1 + np.exp(signed)) * np.asarray(cotangents[0], way.core) / n
+    grad = -sign / (1 + way.exp(signed)) * np.asarray(cotangents[0], way.core) / n
     grad_bias = way.sum_all(grad) if isinstance(logit_bias, np.ndarray) else None
     return (loss,), (*_pair_gradients(way, images, texts, logit_scale, products, grad), grad_bias)
 

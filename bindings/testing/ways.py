@@ -2,10 +2,16 @@
 
 A way rounds every operand of a matrix product to the inputs' dtype, multiplies and adds in the compute dtype
 (float32 for 16-bit inputs), and differs from the others only in the order of its sums.
+
+Where an output has few elements, four errors are too few to tell how large an ordinary error is: two numbers that
+cancel may cancel by luck. So the ways are repeated with their rounding errors drawn anew (Monte Carlo arithmetic,
+Parker 1997): sums and products move by up to 1 unit in the last place, elementary functions by up to 2, as vendors
+document theirs, and operands are rounded from a value up to a quarter unit away.
 """
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from saccade.reference.precision import compute_dtype
@@ -20,6 +26,7 @@ class Way:
 
     order: str
     dtype: np.dtype
+    noise: np.random.Generator | None = None
 
     @property
     def core(self):
@@ -27,8 +34,31 @@ class Way:
         return compute_dtype(self.dtype)
 
     def round(self, x):
-        """``x`` rounded to the inputs' dtype, in the compute dtype again."""
-        return np.asarray(x).astype(self.dtype).astype(self.core)
+        """``x`` rounded to the inputs' dtype, in the compute dtype again; noise leaves exact values as they are."""
+        x = np.asarray(x)
+        if self.core != self.dtype:
+            x = self._moved(x, 0.24 * float(ml_dtypes.finfo(self.dtype).eps))
+        return x.astype(self.dtype).astype(self.core)
+
+    def exp(self, x):
+        """exp(x) as an elementary function gives it."""
+        return self._elementary(np.exp(x))
+
+    def log(self, x):
+        """log(x) as an elementary function gives it."""
+        return self._elementary(np.log(x))
+
+    def sqrt(self, x):
+        """sqrt(x) as an elementary function gives it."""
+        return self._elementary(np.sqrt(x))
+
+    def _elementary(self, x):
+        return self._moved(x, 2 * float(np.finfo(self.core).eps))
+
+    def _moved(self, x, relative):
+        if self.noise is None:
+            return x
+        return x * (1 + relative * self.noise.uniform(-1, 1, np.shape(x))).astype(x.dtype)
 
     def raise_(self, *arrays):
         """The arrays in the compute dtype; None stays None."""
@@ -44,7 +74,7 @@ class Way:
             total = _last(np.stack([_last(part) for part in parts], -1))
         else:
             total = _last(x[..., ::-1] if self.order == "reversed" else x)
-        return np.expand_dims(total, axis)
+        return np.expand_dims(self._moved(total, float(np.finfo(self.core).eps)), axis)
 
     def mean(self, x, axis):
         """Mean along one axis, kept with length 1."""
@@ -59,7 +89,7 @@ class Way:
         a, b = self.round(a), self.round(b)
         depth = a.shape[-1]
         if self.order == "online" or depth == 0:
-            return np.matmul(a, b)
+            return self._moved(np.matmul(a, b), float(np.finfo(self.core).eps))
         steps = range(depth)[::-1] if self.order == "reversed" else range(depth)
         if self.order != "in blocks":
             return self._accumulate(a, b, steps)
@@ -80,6 +110,7 @@ def _last(x):
     return np.add.accumulate(x, axis=-1)[..., -1]
 
 
-def ways(dtype):
-    """The four ways for inputs of ``dtype``."""
-    return [Way(order, np.dtype(dtype)) for order in ORDERS]
+def ways(dtype, repeats):
+    """The four ways for inputs of ``dtype``, and ``repeats`` with rounding errors drawn anew, always the same."""
+    dtype, noise = np.dtype(dtype), np.random.default_rng(0)
+    return [Way(order, dtype) for order in ORDERS] + [Way("online", dtype, noise) for _ in range(repeats)]

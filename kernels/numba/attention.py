@@ -432,8 +432,23 @@ def _backward_bias(
                         _weights_and_score_gradients(
                             scores, grad_weights, lse[i_b, i_h, rows], row_sums[i_b, i_h, rows], queries, keys
                         )
-                        for i in range(queries):
-                            for j in range(keys):
-                                at_t = first_t + i if of_t > 1 else 0
-                                at_s = first_s + j if of_s > 1 else 0
-                                total[bias_b, bias_h, at_t, at_s] += grad_weights[i, j]
+                        rows, columns = queries if of_t > 1 else 1, keys if of_s > 1 else 1
+                        _reduce_tile(grad_weights, queries, keys, rows, columns)
+                        corner_t, corner_s = first_t if of_t > 1 else 0, first_s if of_s > 1 else 0
+                        for i in range(rows):
+                            for j in range(columns):
+                                total[bias_b, bias_h, corner_t + i, corner_s + j] += grad_weights[i, j]
+
+
+@jit
+def _reduce_tile(tile, queries, keys, rows, columns):
+    """Sum a tile over its keys if ``columns`` is 1 and over its queries if ``rows`` is 1, in place: sums of sums
+    lose less than one long sum."""
+    if columns == 1:
+        for i in range(queries):
+            for j in range(1, keys):
+                tile[i, 0] += tile[i, j]
+    if rows == 1:
+        for i in range(1, queries):
+            for j in range(columns):
+                tile[0, j] += tile[i, j]

@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.compilation import jit, jit_reassociating
 
 
 @intrinsic
@@ -70,3 +70,79 @@ def exponentials(row, shift):
     """row[i] = exp(row[i] − shift), in place."""
     for i in range(row.shape[0]):
         row[i] = exponential(row[i] - shift)
+
+
+@jit_reassociating
+def row_sum(row):
+    """The sum of a row."""
+    total = row.dtype.type(0)
+    for i in range(row.shape[0]):
+        total += row[i]
+    return total
+
+
+@jit_reassociating
+def row_dot(a, b):
+    """The sum of products of two rows."""
+    total = a.dtype.type(0)
+    for i in range(a.shape[0]):
+        total += a[i] * b[i]
+    return total
+
+
+@jit
+def row_max(row):
+    """The largest number of a row that is not NaN; −inf if there is none."""
+    highest = row.dtype.type(-np.inf)
+    for i in range(row.shape[0]):
+        highest = row[i] if row[i] > highest else highest
+    return highest
+
+
+@jit
+def sigmoid(x):
+    """1 / (1 + exp(−x))."""
+    one = type(x)(1)
+    return one / (one + exponential(-x))
+
+
+@jit
+def softplus(x):
+    """log(1 + exp(x)), without overflow."""
+    return max(x, type(x)(0)) + math.log1p(exponential(-abs(x)))
+
+
+def upper_normal(x):
+    """Φ(x), the standard normal distribution function, to the relative precision of the dtype also where it is small.
+
+    In float32 by the rational Chebyshev fit of erfc of Press et al., "Numerical Recipes", section 6.2.
+    """
+    return math.erfc(-x * math.sqrt(0.5)) / 2
+
+
+@overload(upper_normal, jit_options={"fastmath": {"contract"}, "nogil": True, "error_model": "numpy"})
+def _upper_normal(x):
+    if x != types.float32:
+        return lambda x: math.erfc(-x * 0.7071067811865476) * 0.5
+    f = np.float32
+    half, one, root_half = f(0.5), f(1), f(0.7071067811865476)
+    c0, c1, c2, c3, c4 = f(-1.26551223), f(1.00002368), f(0.37409196), f(0.09678418), f(-0.18628806)
+    c5, c6, c7, c8, c9 = f(0.27886807), f(-1.13520398), f(1.48851587), f(-0.82215223), f(0.17087277)
+
+    def fitted(x):
+        z = abs(x) * root_half
+        t = one / (one + half * z)
+        p = c9
+        p = p * t + c8
+        p = p * t + c7
+        p = p * t + c6
+        p = p * t + c5
+        p = p * t + c4
+        p = p * t + c3
+        p = p * t + c2
+        p = p * t + c1
+        p = p * t + c0
+        tail = t * exponential(p - z * z) * half
+        return tail if x < 0 else one - tail
+
+    return fitted

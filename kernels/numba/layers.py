@@ -1,0 +1,342 @@
+"""The layers of a transformer block on CPUs; the definitions are in ``saccade.reference.layers``.
+
+Matrix products are BLAS through NumPy: 16-bit operands are raised to float32 for it and the result rounded once.
+Gradients that are sums over rows are added up in blocks of rows, the blocks in order, so that their bits do not
+depend on the number of threads.
+"""
+
+import math
+
+import numpy as np
+
+from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.mathematics import exponential, row_dot, row_sum, sigmoid, upper_normal
+from saccade.kernels.numba.memory import core_dtype, describe, load_row, store_row
+from saccade.kernels.numba.threads import parallel_for
+
+ROWS = 64  # rows whose share of a sum over rows is added up at once
+_GRAIN = 1 << 14  # numbers that are worth a thread of their own
+_KINDS = {"erf": 0, "tanh": 1, "sigmoid": 2}
+_NOTHING = (0, 0, 0, 0)
+
+
+def raised(x):
+    """``x`` in its core dtype: float32 for float16 and bfloat16."""
+    return x.astype(core_dtype(x.dtype), copy=False)
+
+
+def as_rows(x):
+    """``x`` as (rows, last axis), a view where its layout allows."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def linear(x, weight, bias=None):
+    """x weightᵀ + bias, … i -> … o."""
+    return linear_forward(x, weight, bias)[0]
+
+
+def linear_forward(x, weight, bias=None):
+    """``linear`` and what ``linear_backward`` needs: (x, weight, bias)."""
+    out = as_rows(raised(x)) @ raised(weight).T
+    if bias is not None:
+        out += raised(bias)
+    out = out.reshape(*x.shape[:-1], weight.shape[0])
+    return out.astype(x.dtype, copy=False), (x, weight, bias)
+
+
+def linear_backward(saved, grad_out):
+    """Gradients for x, weight and bias."""
+    x, weight, bias = saved
+    grad = as_rows(raised(grad_out))
+    grad_x = (grad @ raised(weight)).reshape(x.shape).astype(x.dtype, copy=False)
+    grad_weight = (grad.T @ as_rows(raised(x))).astype(weight.dtype, copy=False)
+    return grad_x, grad_weight, None if bias is None else grad.sum(0).astype(bias.dtype, copy=False)
+
+
+def embedding(tokens, weight):
+    """Rows of ``weight`` at integer tokens."""
+    return weight[tokens]
+
+
+def embedding_forward(tokens, weight):
+    """``embedding`` and what ``embedding_backward`` needs: (tokens, weight)."""
+    return weight[tokens], (tokens, weight)
+
+
+def embedding_backward(saved, grad_out):
+    """The gradient for weight, in a tuple of one: rows added up by token, in the order they stand."""
+    tokens, weight = saved
+    total = np.zeros(weight.shape, core_dtype(weight.dtype))
+    if tokens.size:
+        order = np.argsort(tokens, axis=None, kind="stable")
+        present, starts = np.unique(tokens.ravel()[order], return_index=True)
+        total[present] = np.add.reduceat(raised(as_rows(grad_out))[order], starts, axis=0)
+    return (total.astype(weight.dtype, copy=False),)
+
+
+def layer_norm(x, scale, bias=None, *, eps=1e-5, residual=None):
+    """(x − mean) / sqrt(variance + eps) · scale + bias; with ``residual`` added first, (normalised, sum)."""
+    return layer_norm_forward(x, scale, bias, eps=eps, residual=residual)[0]
+
+
+def layer_norm_forward(x, scale, bias=None, *, eps=1e-5, residual=None):
+    """``layer_norm`` and (sum, scale, bias, mean, 1/deviation, whether there was a residual)."""
+    out, total, mean, inverse = _norm_forward(x, scale, bias, eps, residual, centre=True)
+    saved = total, scale, bias, mean, inverse, residual is not None
+    return (out if residual is None else (out, total)), saved
+
+
+def layer_norm_backward(saved, grad_out, grad_sum=None):
+    """Gradients for x, scale, bias and residual."""
+    total, scale, bias, mean, inverse, has_residual = saved
+    grad_x, grad_scale, grad_bias = _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre=True)
+    grad_bias = None if bias is None else grad_bias.astype(bias.dtype, copy=False)
+    return grad_x, grad_scale, grad_bias, grad_x.copy() if has_residual else None
+
+
+def rms_norm(x, scale, *, eps=1e-5, residual=None):
+    """x / sqrt(mean(x²) + eps) · scale; with ``residual`` added first, (normalised, sum)."""
+    return rms_norm_forward(x, scale, eps=eps, residual=residual)[0]
+
+
+def rms_norm_forward(x, scale, *, eps=1e-5, residual=None):
+    """``rms_norm`` and (sum, scale, 1/deviation, whether there was a residual)."""
+    out, total, _, inverse = _norm_forward(x, scale, None, eps, residual, centre=False)
+    return (out if residual is None else (out, total)), (total, scale, inverse, residual is not None)
+
+
+def rms_norm_backward(saved, grad_out, grad_sum=None):
+    """Gradients for x, scale and residual."""
+    total, scale, inverse, has_residual = saved
+    mean = np.zeros_like(inverse)
+    grad_x, grad_scale, _ = _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre=False)
+    return grad_x, grad_scale, grad_x.copy() if has_residual else None
+
+
+def _describe_rows(x):
+    return _NOTHING if x is None else describe(as_rows(x))
+
+
+def _norm_forward(x, scale, bias, eps, residual, centre):
+    core, rows = core_dtype(x.dtype), as_rows(x)
+    out = np.empty(x.shape, x.dtype)
+    total = x if residual is None else np.empty(x.shape, x.dtype)
+    mean, inverse = np.zeros(len(rows), core), np.empty(len(rows), core)
+    shift = np.zeros(x.shape[-1], core) if bias is None else raised(bias)
+    others = () if residual is None else as_rows(residual)  # kept alive: a kernel sees addresses only
+    parallel_for(
+        _norm_rows, len(rows), _GRAIN // x.shape[-1], describe(rows), _NOTHING if residual is None else describe(others),
+        raised(scale), shift, core.type(eps), centre, _describe_rows(out), _describe_rows(total), mean, inverse,
+    )  # fmt: skip
+    return out, total, mean, inverse
+
+
+def _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre):
+    rows, grads = as_rows(total), as_rows(grad_out)
+    sums = None if grad_sum is None else as_rows(grad_sum)
+    grad_x = np.empty(total.shape, total.dtype)
+    partial = np.zeros((2, -(-len(rows) // ROWS), total.shape[-1]), inverse.dtype)
+    parallel_for(
+        _norm_rows_backward, partial.shape[1], max(_GRAIN // (ROWS * total.shape[-1]), 1), describe(rows), describe(grads),
+        _NOTHING if sums is None else describe(sums), raised(scale), centre, mean, inverse, _describe_rows(grad_x), partial,
+    )  # fmt: skip
+    grad_scale, grad_bias = partial.sum(1)
+    return grad_x, grad_scale.astype(scale.dtype, copy=False), grad_bias
+
+
+@jit
+def _norm_rows(start, stop, x, residual, scale, bias, eps, centre, out, total, mean, inverse):
+    n = scale.shape[0]
+    dtype = inverse.dtype
+    row, other = np.empty(n, dtype), np.empty(n, dtype)
+    for i in range(start, stop):
+        load_row(row, x[0] + i * x[2], x[3], x[1])
+        if residual[0] != 0:
+            load_row(other, residual[0] + i * residual[2], residual[3], residual[1])
+            for j in range(n):
+                row[j] += other[j]
+            address = total[0] + i * total[2]
+            store_row(address, total[3], total[1], row)
+            load_row(row, address, total[3], total[1])  # the rounded sum is what is normalised
+        if centre:
+            mean[i] = row_sum(row) / dtype.type(n)
+            for j in range(n):
+                row[j] -= mean[i]
+        inverse[i] = dtype.type(1) / np.sqrt(row_dot(row, row) / dtype.type(n) + eps)
+        for j in range(n):
+            row[j] = row[j] * inverse[i] * scale[j] + bias[j]
+        store_row(out[0] + i * out[2], out[3], out[1], row)
+
+
+@jit
+def _norm_rows_backward(start, stop, x, grad_out, grad_sum, scale, centre, mean, inverse, grad_x, partial):
+    n = scale.shape[0]
+    dtype = inverse.dtype
+    normal, grad, other = np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype)
+    for block in range(start, stop):
+        for i in range(block * ROWS, min((block + 1) * ROWS, inverse.shape[0])):
+            load_row(normal, x[0] + i * x[2], x[3], x[1])
+            load_row(grad, grad_out[0] + i * grad_out[2], grad_out[3], grad_out[1])
+            for j in range(n):
+                normal[j] = (normal[j] - mean[i]) * inverse[i]
+                partial[0, block, j] += grad[j] * normal[j]
+                partial[1, block, j] += grad[j]
+                grad[j] *= scale[j]
+            along = row_dot(grad, normal) / dtype.type(n)
+            level = row_sum(grad) / dtype.type(n) if centre else dtype.type(0)
+            for j in range(n):
+                grad[j] = inverse[i] * (grad[j] - level - normal[j] * along)
+            if grad_sum[0] != 0:
+                load_row(other, grad_sum[0] + i * grad_sum[2], grad_sum[3], grad_sum[1])
+                for j in range(n):
+                    grad[j] += other[j]
+            store_row(grad_x[0] + i * grad_x[2], grad_x[3], grad_x[1], grad)
+
+
+def gelu(x, *, kind="erf"):
+    """x Φ(x), its tanh approximation, or x σ(1.702 x)."""
+    return gelu_forward(x, kind=kind)[0]
+
+
+def gelu_forward(x, *, kind="erf"):
+    """``gelu`` and what ``gelu_backward`` needs: (x, kind)."""
+    out = np.empty(x.shape, x.dtype)
+    _elementwise(_gelu_rows, x, out, kind)
+    return out, (x, kind)
+
+
+def gelu_backward(saved, grad_out):
+    """The gradient for x, in a tuple of one."""
+    x, kind = saved
+    grad_x = np.empty(x.shape, x.dtype)
+    _elementwise(_gelu_rows_backward, x, grad_x, kind, grad_out)
+    return (grad_x,)
+
+
+def _elementwise(kernel, x, out, kind, *others):
+    if x.size == 0:
+        return
+    zero = core_dtype(x.dtype).type(0)
+    rows = [as_rows(np.atleast_1d(one)) for one in (x, *others, out)]
+    n = rows[0].shape[1]
+    parallel_for(kernel, len(rows[0]), _GRAIN // n, n, zero, _KINDS[kind], *map(describe, rows))
+
+
+@jit
+def _gelu_rows(start, stop, n, zero, kind, x, out):
+    row = np.empty(n, np.asarray(zero).dtype)
+    for i in range(start, stop):
+        load_row(row, x[0] + i * x[2], x[3], x[1])
+        if kind == 0:
+            for j in range(n):
+                row[j] *= upper_normal(row[j])
+        else:
+            for j in range(n):
+                row[j] *= sigmoid(_sigmoid_argument(row[j], kind)[0])
+        store_row(out[0] + i * out[2], out[3], out[1], row)
+
+
+@jit
+def _sigmoid_argument(x, kind):
+    """u(x) and u'(x) with gelu(x) = x σ(u): 2√(2/π)(x + 0.044715 x³) since (1 + tanh v)/2 = σ(2v), or 1.702 x."""
+    real = type(x)
+    if kind == 1:
+        c, a = real(1.5957691216057308), real(0.044715)
+        return c * (x + a * x * x * x), c * (real(1) + real(3) * a * x * x)
+    return real(1.702) * x, real(1.702)
+
+
+@jit
+def _gelu_rows_backward(start, stop, n, zero, kind, x, grad_out, grad_x):
+    dtype = np.asarray(zero).dtype
+    row, grad = np.empty(n, dtype), np.empty(n, dtype)
+    half, root = dtype.type(0.5), dtype.type(0.3989422804014327)
+    for i in range(start, stop):
+        load_row(row, x[0] + i * x[2], x[3], x[1])
+        load_row(grad, grad_out[0] + i * grad_out[2], grad_out[3], grad_out[1])
+        if kind == 0:
+            for j in range(n):
+                grad[j] *= upper_normal(row[j]) + row[j] * root * exponential(-half * row[j] * row[j])
+        else:
+            for j in range(n):
+                u, slope = _sigmoid_argument(row[j], kind)
+                gate = sigmoid(u)
+                grad[j] *= gate + row[j] * slope * gate * sigmoid(-u)  # 1 − σ(u) = σ(−u) without cancelling
+        store_row(grad_x[0] + i * grad_x[2], grad_x[3], grad_x[1], grad)
+
+
+def mlp(x, weight_in, bias_in, weight_out, bias_out, *, kind="erf"):
+    """linear(gelu(linear(x, weight_in, bias_in)), weight_out, bias_out)."""
+    return mlp_forward(x, weight_in, bias_in, weight_out, bias_out, kind=kind)[0]
+
+
+def mlp_forward(x, weight_in, bias_in, weight_out, bias_out, *, kind="erf"):
+    """``mlp`` and (x, weight_in, bias_in, weight_out, bias_out, before GELU, after GELU, kind)."""
+    before, _ = linear_forward(x, weight_in, bias_in)
+    hidden, _ = gelu_forward(before, kind=kind)
+    out, _ = linear_forward(hidden, weight_out, bias_out)
+    return out, (x, weight_in, bias_in, weight_out, bias_out, before, hidden, kind)
+
+
+def mlp_backward(saved, grad_out):
+    """Gradients for x, weight_in, bias_in, weight_out and bias_out."""
+    x, weight_in, bias_in, weight_out, bias_out, before, hidden, kind = saved
+    grad_hidden, grad_weight_out, grad_bias_out = linear_backward((hidden, weight_out, bias_out), grad_out)
+    (grad_before,) = gelu_backward((before, kind), grad_hidden)
+    return *linear_backward((x, weight_in, bias_in), grad_before), grad_weight_out, grad_bias_out
+
+
+def l2_normalize(x, *, eps=1e-12):
+    """x / max(|x|, eps) along the last axis."""
+    return l2_normalize_forward(x, eps=eps)[0]
+
+
+def l2_normalize_forward(x, *, eps=1e-12):
+    """``l2_normalize`` and what ``l2_normalize_backward`` needs: (x, eps)."""
+    out = np.empty(x.shape, x.dtype)
+    _by_rows(_l2_rows, x, out, eps)
+    return out, (x, eps)
+
+
+def l2_normalize_backward(saved, grad_out):
+    """The gradient for x, in a tuple of one."""
+    x, eps = saved
+    grad_x = np.empty(x.shape, x.dtype)
+    _by_rows(_l2_rows_backward, x, grad_x, eps, grad_out)
+    return (grad_x,)
+
+
+def _by_rows(kernel, x, out, eps, *others):
+    if x.size == 0:
+        return
+    rows = [as_rows(one) for one in (x, *others, out)]
+    n = rows[0].shape[1]
+    parallel_for(kernel, len(rows[0]), _GRAIN // n, n, core_dtype(x.dtype).type(eps), *map(describe, rows))
+
+
+@jit
+def _l2_rows(start, stop, n, eps, x, out):
+    row = np.empty(n, np.asarray(eps).dtype)
+    for i in range(start, stop):
+        load_row(row, x[0] + i * x[2], x[3], x[1])
+        length = max(np.sqrt(row_dot(row, row)), eps)
+        for j in range(n):
+            row[j] /= length
+        store_row(out[0] + i * out[2], out[3], out[1], row)
+
+
+@jit
+def _l2_rows_backward(start, stop, n, eps, x, grad_out, grad_x):
+    dtype = np.asarray(eps).dtype
+    row, grad = np.empty(n, dtype), np.empty(n, dtype)
+    for i in range(start, stop):
+        load_row(row, x[0] + i * x[2], x[3], x[1])
+        load_row(grad, grad_out[0] + i * grad_out[2], grad_out[3], grad_out[1])
+        length = np.sqrt(row_dot(row, row))
+        divisor = max(length, eps)
+        for j in range(n):
+            row[j] /= divisor
+        along = row_dot(row, grad) if length > eps else dtype.type(0)
+        for j in range(n):
+            grad[j] = (grad[j] - row[j] * along) / divisor
+        store_row(grad_x[0] + i * grad_x[2], grad_x[3], grad_x[1], grad)

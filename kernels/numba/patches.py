@@ -1,0 +1,108 @@
+"""Patch embedding on CPUs; the definition is in ``saccade.reference.patches``.
+
+One kernel decodes, normalises and cuts, straight into the matrix that BLAS multiplies.
+"""
+
+import numpy as np
+
+from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.layers import as_rows, raised
+from saccade.kernels.numba.memory import UINT8, core_dtype, describe, load_row, store_row
+from saccade.kernels.numba.threads import parallel_for
+
+
+def patch_embed(images, weight, bias=None, *, mean=None, std=None):
+    """Decode, normalise, cut into patches and project each: b h w c -> b n e."""
+    return patch_embed_forward(images, weight, bias, mean=mean, std=std)[0]
+
+
+def patch_embed_forward(images, weight, bias=None, *, mean=None, std=None):
+    """``patch_embed`` and what ``patch_embed_backward`` needs: (images, weight, bias, mean, std)."""
+    patches = _patches(images, weight, mean, std)
+    out = patches @ raised(weight).reshape(len(weight), -1).T
+    if bias is not None:
+        out += raised(bias)
+    out = (
+        out.reshape(len(images), -1, len(weight))
+        if len(images)
+        else out.reshape(0, _count(images, weight), len(weight))
+    )
+    return out.astype(weight.dtype, copy=False), (images, weight, bias, mean, std)
+
+
+def patch_embed_backward(saved, grad_out):
+    """Gradients for images (None for uint8), weight and bias."""
+    images, weight, bias, mean, std = saved
+    grad = as_rows(raised(grad_out))
+    grad_weight = (grad.T @ _patches(images, weight, mean, std)).reshape(weight.shape)
+    grad_bias = None if bias is None else grad.sum(0).astype(bias.dtype, copy=False)
+    grad_images = None
+    if images.dtype != np.uint8:
+        grad_patches = grad @ raised(weight).reshape(len(weight), -1)
+        grad_images = np.empty(images.shape, images.dtype)
+        _, inverse = _affine(images, weight, mean, std)
+        sizes = (*images.shape, weight.shape[-1])
+        items = images.shape[0] * (images.shape[1] // weight.shape[-1])
+        parallel_for(_uncut, items, 1, describe(grad_images), sizes, inverse, grad_patches)
+    return grad_images, grad_weight.astype(weight.dtype, copy=False), grad_bias
+
+
+def _count(images, weight):
+    p = weight.shape[-1]
+    return (images.shape[1] // p) * (images.shape[2] // p)
+
+
+def _affine(images, weight, mean, std):
+    """The mean to subtract and the deviation to divide by, per channel."""
+    core, c = core_dtype(weight.dtype), images.shape[3]
+    centre = np.zeros(c, core) if mean is None else np.asarray(mean, core)
+    return centre, np.ones(c, core) if std is None else np.asarray(std, core)
+
+
+def _patches(images, weight, mean, std):
+    centre, deviation = _affine(images, weight, mean, std)
+    p = weight.shape[-1]
+    patches = np.empty((len(images) * _count(images, weight), images.shape[3] * p * p), centre.dtype)
+    sizes = (*images.shape, p)
+    parallel_for(_cut, len(images) * (images.shape[1] // p), 1, describe(images), sizes, centre, deviation, patches)
+    return patches
+
+
+@jit
+def _cut(start, stop, images, sizes, centre, deviation, patches):
+    """Row-bands of patches [start, stop): patches[band · columns + column, (c p p)]."""
+    b, h, w, c, p = sizes
+    columns = w // p
+    full = centre.dtype.type(255)
+    row = np.empty(w, centre.dtype)
+    for band in range(start, stop):
+        i_b, first_row = band // (h // p), band % (h // p) * p
+        for channel in range(c):
+            for i in range(p):
+                address = images[0] + i_b * images[2] + (first_row + i) * images[3] + channel * images[5]
+                load_row(row, address, images[4], images[1])
+                if images[1] == UINT8:
+                    for j in range(w):
+                        row[j] /= full
+                for j in range(w):
+                    row[j] = (row[j] - centre[channel]) / deviation[channel]
+                for column in range(columns):
+                    for j in range(p):
+                        patches[band * columns + column, (channel * p + i) * p + j] = row[column * p + j]
+
+
+@jit
+def _uncut(start, stop, grad_images, sizes, deviation, grad_patches):
+    b, h, w, c, p = sizes
+    columns = w // p
+    row = np.empty(w, deviation.dtype)
+    for band in range(start, stop):
+        i_b, first_row = band // (h // p), band % (h // p) * p
+        for channel in range(c):
+            for i in range(p):
+                for column in range(columns):
+                    for j in range(p):
+                        pixel = grad_patches[band * columns + column, (channel * p + i) * p + j]
+                        row[column * p + j] = pixel / deviation[channel]
+                address = grad_images[0] + i_b * grad_images[2] + (first_row + i) * grad_images[3]
+                store_row(address + channel * grad_images[5], grad_images[4], grad_images[1], row)
