@@ -50,3 +50,9 @@ def absent(like):
 def present(grad, argument):
     """The gradient that an operator returned, or None if the argument was not given."""
     return None if argument is None else grad
+
+
+def own(operation, backend):
+    """Refuse a named backend for an operation that is the framework's own."""
+    if backend is not None:
+        raise ValueError(f"{operation}: {backend=} does not take tensors, expected None: it is torch's own")

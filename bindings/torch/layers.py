@@ -1,0 +1,200 @@
+"""The layers for tensors: matrix products are torch's own, the rest operators of ours."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saccade.torch.arrays import call, compute_dtype, dense
+from saccade.torch.registration import absent, first_derivative, operator, own, present
+
+
+def linear(x, weight, bias=None, *, backend=None):
+    """See ``saccade.linear``; torch's own."""
+    own("linear", backend)
+    return F.linear(x, weight, bias)
+
+
+def embedding(tokens, weight, *, backend=None):
+    """See ``saccade.embedding``; torch's own."""
+    own("embedding", backend)
+    return F.embedding(tokens, weight)
+
+
+def mlp(x, weight_in, bias_in, weight_out, bias_out, *, kind="erf", backend=None):
+    """See ``saccade.mlp``: torch's own products around our GELU."""
+    return F.linear(gelu(F.linear(x, weight_in, bias_in), kind=kind, backend=backend), weight_out, bias_out)
+
+
+def _row_statistics(x):
+    return x.new_empty(x.shape[:-1].numel(), dtype=compute_dtype(x.dtype))
+
+
+def _norm_shapes(x, scale, bias, eps, residual, backend):
+    return dense(x), absent(x) if residual is None else dense(x), _row_statistics(x), _row_statistics(x)
+
+
+@operator("layer_norm_forward", _norm_shapes)
+def _layer_norm_forward(
+    x: Tensor, scale: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None, backend: str | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out, saved = call("layer_norm_forward", backend, x.device, x, scale, bias, eps=eps, residual=residual)
+    total, _, _, mean, inverse, _ = saved
+    return (out, absent(x), mean, inverse) if residual is None else (out[0], total, mean, inverse)
+
+
+def _norm_backward_shapes(grad_out, grad_sum, total, scale, *_):
+    return dense(total), dense(scale), dense(scale)
+
+
+@operator("layer_norm_backward", _norm_backward_shapes)
+def _layer_norm_backward(
+    grad_out: Tensor, grad_sum: Tensor | None, total: Tensor, scale: Tensor, mean: Tensor, inverse: Tensor,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    saved = total, scale, scale, mean, inverse, False
+    return call("layer_norm_backward", backend, total.device, saved, grad_out, grad_sum)[:3]
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(x, scale, bias, eps, residual, backend):
+        return torch.ops.saccade.layer_norm_forward(x, scale, bias, eps, residual, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, scale, bias, eps, residual, backend = inputs
+        out, total, mean, inverse = output
+        ctx.save_for_backward(x if residual is None else total, scale, bias, mean, inverse)
+        ctx.mark_non_differentiable(mean, inverse)
+        ctx.options = residual is not None, backend
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_sum, *_):
+        total, scale, bias, mean, inverse = ctx.saved_tensors
+        has_residual, backend = ctx.options
+        grad_x, grad_scale, grad_bias = first_derivative(
+            torch.ops.saccade.layer_norm_backward, grad_out, grad_sum if has_residual else None, total, scale, mean,
+            inverse, backend,
+        )  # fmt: skip
+        return grad_x, grad_scale, present(grad_bias, bias), None, grad_x if has_residual else None, None
+
+
+def layer_norm(x, scale, bias=None, *, eps=1e-5, residual=None, backend=None):
+    """See ``saccade.layer_norm``."""
+    out, total, _, _ = _LayerNorm.apply(x, scale, bias, eps, residual, backend)
+    return out if residual is None else (out, total)
+
+
+def _rms_shapes(x, scale, eps, residual, backend):
+    return dense(x), absent(x) if residual is None else dense(x), _row_statistics(x)
+
+
+@operator("rms_norm_forward", _rms_shapes)
+def _rms_norm_forward(
+    x: Tensor, scale: Tensor, eps: float, residual: Tensor | None, backend: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, saved = call("rms_norm_forward", backend, x.device, x, scale, eps=eps, residual=residual)
+    total, _, inverse, _ = saved
+    return (out, absent(x), inverse) if residual is None else (out[0], total, inverse)
+
+
+@operator("rms_norm_backward", lambda grad_out, grad_sum, total, scale, *_: (dense(total), dense(scale)))
+def _rms_norm_backward(
+    grad_out: Tensor, grad_sum: Tensor | None, total: Tensor, scale: Tensor, inverse: Tensor, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    saved = total, scale, inverse, False
+    return call("rms_norm_backward", backend, total.device, saved, grad_out, grad_sum)[:2]
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(x, scale, eps, residual, backend):
+        return torch.ops.saccade.rms_norm_forward(x, scale, eps, residual, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, scale, eps, residual, backend = inputs
+        out, total, inverse = output
+        ctx.save_for_backward(x if residual is None else total, scale, inverse)
+        ctx.mark_non_differentiable(inverse)
+        ctx.options = residual is not None, backend
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_sum, _):
+        has_residual, backend = ctx.options
+        grad_x, grad_scale = first_derivative(
+            torch.ops.saccade.rms_norm_backward,
+            grad_out,
+            grad_sum if has_residual else None,
+            *ctx.saved_tensors,
+            backend,
+        )
+        return grad_x, grad_scale, None, grad_x if has_residual else None, None
+
+
+def rms_norm(x, scale, *, eps=1e-5, residual=None, backend=None):
+    """See ``saccade.rms_norm``."""
+    out, total, _ = _RmsNorm.apply(x, scale, eps, residual, backend)
+    return out if residual is None else (out, total)
+
+
+@operator("gelu_forward", lambda x, kind, backend: dense(x))
+def _gelu_forward(x: Tensor, kind: str, backend: str | None) -> Tensor:
+    return call("gelu_forward", backend, x.device, x, kind=kind)[0]
+
+
+@operator("gelu_backward", lambda grad_out, x, kind, backend: dense(x))
+def _gelu_backward(grad_out: Tensor, x: Tensor, kind: str, backend: str | None) -> Tensor:
+    return call("gelu_backward", backend, x.device, (x, kind), grad_out)[0]
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(x, kind, backend):
+        return torch.ops.saccade.gelu_forward(x, kind, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.options = inputs[1:]
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        grad_x = first_derivative(torch.ops.saccade.gelu_backward, grad_out, *ctx.saved_tensors, *ctx.options)
+        return grad_x, None, None
+
+
+def gelu(x, *, kind="erf", backend=None):
+    """See ``saccade.gelu``."""
+    return _Gelu.apply(x, kind, backend)
+
+
+@operator("l2_normalize_forward", lambda x, eps, backend: dense(x))
+def _l2_normalize_forward(x: Tensor, eps: float, backend: str | None) -> Tensor:
+    return call("l2_normalize_forward", backend, x.device, x, eps=eps)[0]
+
+
+@operator("l2_normalize_backward", lambda grad_out, x, eps, backend: dense(x))
+def _l2_normalize_backward(grad_out: Tensor, x: Tensor, eps: float, backend: str | None) -> Tensor:
+    return call("l2_normalize_backward", backend, x.device, (x, eps), grad_out)[0]
+
+
+class _L2Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(x, eps, backend):
+        return torch.ops.saccade.l2_normalize_forward(x, eps, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.options = inputs[1:]
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        grad_x = first_derivative(torch.ops.saccade.l2_normalize_backward, grad_out, *ctx.saved_tensors, *ctx.options)
+        return grad_x, None, None
+
+
+def l2_normalize(x, *, eps=1e-12, backend=None):
+    """See ``saccade.l2_normalize``."""
+    return _L2Normalize.apply(x, eps, backend)

@@ -1,0 +1,82 @@
+"""Patch embedding and convolutions for tensors; convolutions are torch's own."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saccade.torch.arrays import call, dense
+from saccade.torch.registration import absent, first_derivative, operator, own, present
+
+
+def _patch_shapes(images, weight, bias, mean, std, backend):
+    (b, h, w, _), p = images.shape, weight.shape[-1]
+    return weight.new_empty((b, (h // p) * (w // p), weight.shape[0]))
+
+
+@operator("patch_embed_forward", _patch_shapes)
+def _patch_embed_forward(
+    images: Tensor, weight: Tensor, bias: Tensor | None, mean: list[float] | None, std: list[float] | None,
+    backend: str | None,
+) -> Tensor:  # fmt: skip
+    return call("patch_embed_forward", backend, images.device, images, weight, bias, mean=mean, std=std)[0]
+
+
+def _patch_backward_shapes(grad_out, images, weight, *_):
+    floating = images.dtype.is_floating_point
+    return dense(images) if floating else absent(weight), dense(weight), weight.new_empty(weight.shape[0])
+
+
+@operator("patch_embed_backward", _patch_backward_shapes)
+def _patch_embed_backward(
+    grad_out: Tensor, images: Tensor, weight: Tensor, mean: list[float] | None, std: list[float] | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    saved = images, weight, weight.new_empty(weight.shape[0]), mean, std
+    grad_images, *gradients = call("patch_embed_backward", backend, images.device, saved, grad_out)
+    return absent(weight) if grad_images is None else grad_images, *gradients
+
+
+class _PatchEmbed(torch.autograd.Function):
+    @staticmethod
+    def forward(images, weight, bias, mean, std, backend):
+        return torch.ops.saccade.patch_embed_forward(images, weight, bias, mean, std, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        images, weight, bias, *options = inputs
+        ctx.save_for_backward(images, weight, bias)
+        ctx.options = options
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        images, weight, bias = ctx.saved_tensors
+        grad_images, grad_weight, grad_bias = first_derivative(
+            torch.ops.saccade.patch_embed_backward, grad_out, images, weight, *ctx.options
+        )
+        grad_images = grad_images if images.dtype.is_floating_point else None
+        return grad_images, grad_weight, present(grad_bias, bias), None, None, None
+
+
+def patch_embed(images, weight, bias=None, *, mean=None, std=None, backend=None):
+    """See ``saccade.patch_embed``."""
+    mean, std = (None if x is None else [float(v) for v in x] for x in (mean, std))
+    return _PatchEmbed.apply(images, weight, bias, mean, std, backend)
+
+
+def conv2d(x, weight, bias=None, *, stride=1, padding=0, backend=None):
+    """See ``saccade.conv2d``; torch's own."""
+    own("conv2d", backend)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding).permute(0, 2, 3, 1)
+
+
+def batch_norm(x, mean, variance, scale, bias, *, eps=1e-5, backend=None):
+    """See ``saccade.batch_norm``; torch's own, with given statistics."""
+    own("batch_norm", backend)
+    rows = x.reshape(-1, x.shape[-1])
+    return F.batch_norm(rows, mean.detach(), variance.detach(), scale, bias, eps=eps).reshape(x.shape)
+
+
+def average_pool(x, *, size, backend=None):
+    """See ``saccade.average_pool``; torch's own."""
+    own("average_pool", backend)
+    return F.avg_pool2d(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
