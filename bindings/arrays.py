@@ -18,9 +18,9 @@ def framework_of(x):
     # Asked this way because torch.compile can trace it for tensors, parameters and subclasses alike.
     if hasattr(x, "__torch_function__"):
         return "torch"
-    if type(x).__module__.partition(".")[0] == "cupy":
-        return "cupy"
-    return None
+    if x is None or isinstance(x, (int, float, str, list, tuple, dict, np.generic)):
+        return None
+    return "cupy" if type(x).__module__.startswith("cupy") else None
 
 
 def dtype_name(x):

@@ -7,7 +7,6 @@ lengths, scales inside arrays) are checked by ``saccade.values`` where they lie 
 import math
 
 import numpy as np
-
 from saccade.arrays import FLOATING, dtype_name, framework_of, is_floating
 
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -196,7 +195,7 @@ def check_factor(operation, name, factor, beside):
     check_same_place(operation, name, factor, "image_embeddings", beside)
     expected(
         factor.ndim == 0 and is_floating(factor),
-        operation, f"{name} of shape {tuple(factor.shape)} and dtype {dtype_name(factor)}", "a floating-point 0-d array",
+        operation, f"{name} of shape {tuple(factor.shape)}, {dtype_name(factor)}", "a floating-point 0-d array",
     )  # fmt: skip
 
 

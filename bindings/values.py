@@ -7,7 +7,7 @@ import numpy as np
 
 
 def check_values(function, arguments, options):
-    """Raise ValueError if a value of a NumPy call to ``function`` (a name, perhaps with ``_forward``) is out of range."""
+    """Raise ValueError if a value in a NumPy call to ``function`` (perhaps with ``_forward``) is out of range."""
     check = _CHECKS.get(function.removesuffix("_forward"))
     if check is not None:
         check(*arguments, **options)

@@ -1,7 +1,6 @@
 """Patch embedding: the definition."""
 
 import numpy as np
-
 from saccade.reference.layers import linear_backward, linear_forward
 from saccade.reference.precision import rounded, upcast
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from saccade.kernels.numba import attention as kernels
 from saccade.kernels.numba import threads
 from saccade.testing import gate, strategies

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
-
 from saccade import reference
 from saccade.testing import ordinary
 from saccade.testing.ways import ways

@@ -6,7 +6,6 @@ from functools import cache
 import ml_dtypes
 import numpy as np
 import torch
-
 from saccade.families import family_of
 from saccade.values import check_values
 

@@ -12,8 +12,8 @@ from saccade.torch.layers import mlp as mlp
 from saccade.torch.layers import rms_norm as rms_norm
 from saccade.torch.losses import clip_loss as clip_loss
 from saccade.torch.losses import linear_cross_entropy as linear_cross_entropy
-from saccade.torch.losses import sigmoid_cross_entropy as sigmoid_cross_entropy
 from saccade.torch.losses import siglip_loss as siglip_loss
+from saccade.torch.losses import sigmoid_cross_entropy as sigmoid_cross_entropy
 from saccade.torch.losses import softmax_cross_entropy as softmax_cross_entropy
 from saccade.torch.patches import average_pool as average_pool
 from saccade.torch.patches import batch_norm as batch_norm

@@ -11,7 +11,6 @@ gradient of a block of queries, once for that of a block of keys, so no two thre
 import math
 
 import numpy as np
-
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.mathematics import exponential
 from saccade.kernels.numba.memory import (
@@ -160,7 +159,7 @@ def _extras(mask, bias, key_lengths, shape):
 def _score_tile(
     scores, query_block, key_block, mask, bias, length, causal, scale, at, sizes, queries, keys
 ):  # fmt: skip
-    """scores[:queries, :keys] = scale Q Kᵀ + bias, −inf where the key may not be seen; at = (b, h, t, s) of its corner."""
+    """scores[:queries, :keys] = scale Q Kᵀ + bias, −inf where a key may not be seen; at = its (b, h, t, s)."""
     product(query_block, query_block.shape[1], 1, key_block, scores, queries, keys, sizes[4], 0)
     i_b, i_h, first_t, first_s = at
     hidden = scores.dtype.type(-np.inf)

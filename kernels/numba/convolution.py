@@ -4,7 +4,6 @@ A convolution is one BLAS product of its windows; the rest is NumPy in the core 
 """
 
 import numpy as np
-
 from saccade.kernels.numba.layers import as_rows, raised
 
 

@@ -8,7 +8,6 @@ depend on the number of threads.
 import math
 
 import numpy as np
-
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.mathematics import exponential, row_dot, row_sum, sigmoid, upper_normal
 from saccade.kernels.numba.memory import core_dtype, describe, load_row, store_row
@@ -113,32 +112,30 @@ def rms_norm_backward(saved, grad_out, grad_sum=None):
     return grad_x, grad_scale, grad_x.copy() if has_residual else None
 
 
-def _describe_rows(x):
-    return _NOTHING if x is None else describe(as_rows(x))
-
-
 def _norm_forward(x, scale, bias, eps, residual, centre):
     core, rows = core_dtype(x.dtype), as_rows(x)
     out = np.empty(x.shape, x.dtype)
     total = x if residual is None else np.empty(x.shape, x.dtype)
     mean, inverse = np.zeros(len(rows), core), np.empty(len(rows), core)
     shift = np.zeros(x.shape[-1], core) if bias is None else raised(bias)
-    others = () if residual is None else as_rows(residual)  # kept alive: a kernel sees addresses only
+    others = rows if residual is None else as_rows(residual)  # a name keeps it alive: a kernel sees addresses only
+    added = _NOTHING if residual is None else describe(others)
     parallel_for(
-        _norm_rows, len(rows), _GRAIN // x.shape[-1], describe(rows), _NOTHING if residual is None else describe(others),
-        raised(scale), shift, core.type(eps), centre, _describe_rows(out), _describe_rows(total), mean, inverse,
+        _norm_rows, len(rows), _GRAIN // x.shape[-1], describe(rows), added, raised(scale), shift, core.type(eps),
+        centre, describe(as_rows(out)), describe(as_rows(total)), mean, inverse,
     )  # fmt: skip
     return out, total, mean, inverse
 
 
 def _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre):
     rows, grads = as_rows(total), as_rows(grad_out)
-    sums = None if grad_sum is None else as_rows(grad_sum)
+    sums = rows if grad_sum is None else as_rows(grad_sum)
+    added = _NOTHING if grad_sum is None else describe(sums)
     grad_x = np.empty(total.shape, total.dtype)
     partial = np.zeros((2, -(-len(rows) // ROWS), total.shape[-1]), inverse.dtype)
     parallel_for(
-        _norm_rows_backward, partial.shape[1], max(_GRAIN // (ROWS * total.shape[-1]), 1), describe(rows), describe(grads),
-        _NOTHING if sums is None else describe(sums), raised(scale), centre, mean, inverse, _describe_rows(grad_x), partial,
+        _norm_rows_backward, partial.shape[1], max(_GRAIN // (ROWS * total.shape[-1]), 1), describe(rows),
+        describe(grads), added, raised(scale), centre, mean, inverse, describe(as_rows(grad_x)), partial,
     )  # fmt: skip
     grad_scale, grad_bias = partial.sum(1)
     return grad_x, grad_scale.astype(scale.dtype, copy=False), grad_bias

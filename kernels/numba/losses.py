@@ -6,7 +6,6 @@ a thread owns the rows it adds to, so the bits do not depend on the number of th
 """
 
 import numpy as np
-
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.mathematics import exponential, exponentials, row_dot, row_max, row_sum, sigmoid, softplus
 from saccade.kernels.numba.memory import core_dtype, describe, load_block, load_block_transposed, load_row, store_row

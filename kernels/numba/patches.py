@@ -4,7 +4,6 @@ One kernel decodes, normalises and cuts, straight into the matrix that BLAS mult
 """
 
 import numpy as np
-
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.layers import as_rows, raised
 from saccade.kernels.numba.memory import UINT8, core_dtype, describe, load_row, store_row

@@ -1,0 +1,34 @@
+"""Importing is free: no framework is loaded, and the reference runs where none is installed."""
+
+import subprocess
+import sys
+
+FRAMEWORKS = ("torch", "triton", "cupy", "numba", "matplotlib")
+
+
+def run(program):
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_saccade_loads_no_framework():
+    assert run(f"import sys, saccade; print([m for m in {FRAMEWORKS} if m in sys.modules])") == "[]"
+
+
+def test_the_reference_runs_where_no_framework_is_installed():
+    program = f"""
+import sys
+for name in {FRAMEWORKS}:
+    sys.modules[name] = None
+import numpy as np, saccade
+q = np.ones((1, 1, 2, 4))
+print(saccade.attention(q, q, q, backend="reference").tolist())
+print(saccade.clip_loss(q[0, 0], q[0, 0], 1.0, backend="reference").round(4))
+"""
+    assert run(program).splitlines() == [str([[[[1.0] * 4] * 2]]), "0.6931"]
+
+
+def test_no_folder_of_ours_is_importable_by_its_own_name():
+    program = "import sys, saccade.ops, saccade.numpy; print({'reference', 'kernels', 'bindings'} & set(sys.modules))"
+    assert run(program) == "set()"
