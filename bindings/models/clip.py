@@ -1,0 +1,210 @@
+"""CLIP with a ViT as its image tower: images and token ids -> embeddings whose products say which belong together.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021. Stages:
+
+    image.…           a ViT without a head (``saccade.models.vit``), pooled by its class token
+    image_projection  weight (embed, image width)
+    text.embed        weight (vocabulary, e), positions (context, e)
+    text.blocks.<i>   see ``saccade.models.transformer``, causal
+    text.pool         norm.scale, norm.bias: the norm of the end-of-text token, which has the highest id
+    text_projection   weight (embed, text width)
+    logit_scale       (), the paper's t: products of embeddings are multiplied by exp(t)
+
+The text tower of kind "cbow" has no positions, blocks or norm: the paper's pseudocode (figure 3) offers a continuous
+bag of words and says no more of it, so here it is the mean of the embeddings of the real tokens, those up to and
+including the end of text.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from saccade.models import initialization as initial
+from saccade.models import vit
+from saccade.models.transformer import TransformerConfig, block, norm, one_of, run_blocks, runner, under
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_LOGIT_SCALE = math.log(100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(TransformerConfig):
+    """A text tower over ``context`` token ids; ``kind`` is "transformer" or "cbow"."""
+
+    vocabulary: int = 49408
+    context: int = 77
+    kind: str = "transformer"
+    eps: float = 1e-5
+    gelu: str = "sigmoid"
+    causal: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of(self, "kind", ("transformer", "cbow"))
+
+
+def image_config(**sizes):
+    """The config of CLIP's image tower: a ViT with a norm before its blocks and QuickGELU."""
+    defaults = dict(eps=1e-5, gelu="sigmoid", embed_norm=True, embed_bias=False, mean=MEAN, std=STD)
+    return vit.ViTConfig(**defaults | sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPConfig:
+    """Two towers and the width they meet in."""
+
+    embed: int
+    image: vit.ViTConfig
+    text: TextConfig
+    logit_scale: float = field(default=math.log(1 / 0.07))
+
+
+_VARIANTS = {
+    "ViT-B/32": ("B/32", 224, 512, 8),
+    "ViT-B/16": ("B/16", 224, 512, 8),
+    "ViT-L/14": ("L/14", 224, 768, 12),
+    "ViT-L/14@336px": ("L/14", 336, 768, 12),
+}
+
+
+def variant(name, **changes):
+    """The config of one of the paper's CLIPs with a ViT: ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px."""
+    if name not in _VARIANTS:
+        raise ValueError(f"clip.variant: {name=}, expected one of {', '.join(_VARIANTS)}")
+    size, image_size, width, heads = _VARIANTS[name]
+    plain = vit.variant(size)
+    sizes = {key: getattr(plain, key) for key in ("width", "depth", "heads", "hidden", "patch_size")}
+    image = image_config(image_size=image_size, **sizes)
+    text = TextConfig(width=width, depth=12, heads=heads)
+    return CLIPConfig(**dict(embed=width, image=image, text=text) | changes)
+
+
+def embed_text(parameters, tokens, ops, config):
+    """Token embeddings and positions: ids (b, n) -> b n e."""
+    if tokens.ndim != 2 or tokens.shape[1] > config.context:
+        raise ValueError(f"clip: {tuple(tokens.shape)=}, expected (b, n) with n at most {config.context}")
+    x_bne = ops.embedding(tokens, parameters["weight"])
+    return x_bne + parameters["positions"][: tokens.shape[1]] if "positions" in parameters else x_bne
+
+
+def pool_text(parameters, x_bne, tokens, ops, config):
+    """The end-of-text token's vector after the norm: b n e -> b e. Causality hides what comes after it."""
+    ends = tokens.argmax(-1)
+    rows = (ends * 0 + 1).cumsum(0) - 1  # 0…b−1 in the tokens' own framework
+    return norm(under(parameters, "norm"), x_bne[rows, ends], ops, config)
+
+
+def pool_words(x_bne, tokens, ops, config):
+    """The mean of the real tokens' vectors: b n e -> b e, by attention whose scores are all 0."""
+    b, n, e = x_bne.shape
+    words_bhnd = x_bne.reshape(b, n, config.heads, e // config.heads).swapaxes(1, 2)
+    lengths = tokens.argmax(-1) + 1
+    return ops.attention(words_bhnd[:, :, :1], words_bhnd, words_bhnd, key_lengths=lengths, scale=0.0).reshape(b, e)
+
+
+def project(parameters, x, ops, config):
+    """A linear map without a bias."""
+    return ops.linear(x, parameters["weight"])
+
+
+TEXT_STAGES = {"embed": embed_text, "blocks": block, "pool": pool_text}
+
+
+def compose_text(run, tokens, config, ops):
+    """The text tower's stages, each called by ``run(name, *inputs)``: ids (b, n) -> features (b, e)."""
+    x_bne = run("embed", tokens)
+    if config.kind == "cbow":
+        return pool_words(x_bne, tokens, ops, config)
+    return run("pool", run_blocks(run, x_bne, config), tokens)
+
+
+def image_features(parameters, images, config, ops, *, stages=None):
+    """The image tower before its projection, b e: the linear probe's features."""
+    return vit.forward(under(parameters, "image"), images, config.image, ops, stages=stages)
+
+
+def text_features(parameters, tokens, config, ops, *, stages=None):
+    """The text tower before its projection, b e."""
+    run = runner(TEXT_STAGES, under(parameters, "text"), ops, config.text, stages)
+    return compose_text(run, tokens, config.text, ops)
+
+
+def encode_images(parameters, images, config, ops, *, stages=None):
+    """Image embeddings (b, embed) of length 1."""
+    x = image_features(parameters, images, config, ops, stages=stages)
+    return ops.l2_normalize(project(under(parameters, "image_projection"), x, ops, config))
+
+
+def encode_texts(parameters, tokens, config, ops, *, stages=None):
+    """Text embeddings (b, embed) of length 1 of token ids (b, n)."""
+    x = text_features(parameters, tokens, config, ops, stages=stages)
+    return ops.l2_normalize(project(under(parameters, "text_projection"), x, ops, config))
+
+
+def forward(parameters, images, tokens, config, ops, *, stages=None):
+    """(image embeddings, text embeddings, the factor exp(t)): what ``clip_loss`` takes.
+
+    Args:
+        parameters: by name, for instance from ``initialize``.
+        images: b h w c, uint8 or floating point in 0…1, of the image tower's size.
+        tokens: (b, n) ids, for instance from ``saccade.tokenizer``.
+        config: a ``CLIPConfig``.
+        ops: the op set: ``saccade`` or ``saccade.reference``.
+        stages: a dictionary to be filled with every stage's output, ``image.<stage>`` and ``text.<stage>``, or None.
+    """
+    towers = {} if stages is None else {"image": {}, "text": {}}
+    image = encode_images(parameters, images, config, ops, stages=towers.get("image"))
+    text = encode_texts(parameters, tokens, config, ops, stages=towers.get("text"))
+    for tower, found in towers.items():
+        stages.update({f"{tower}.{name}": out for name, out in found.items()})
+    return image, text, math.e ** parameters["logit_scale"]
+
+
+def image_layout(tower):
+    """The image tower's: torch's own beginnings in the blocks, as in the paper's release."""
+    e, c, p = tower.width, tower.channels, tower.patch_size
+    fan = initial.uniform(1 / math.sqrt(e))
+    fan_hidden = initial.uniform(1 / math.sqrt(tower.hidden))
+    entries = vit.layout(tower)
+    block = initial.block_layout(
+        tower, qkv=initial.xavier(e, 3 * e), out=fan, fc1=fan, fc2=fan_hidden, fc1_bias=fan, fc2_bias=fan_hidden
+    )
+    for i in range(tower.depth):
+        entries |= initial.prefixed(f"blocks.{i}", block)
+    entries["embed.weight"] = ((e, c, p, p), initial.uniform(1 / math.sqrt(c * p * p)))
+    for name in ("embed.class_token", "embed.positions"):
+        entries[name] = (entries[name][0], initial.normal(e**-0.5))
+    return entries
+
+
+def text_layout(tower):
+    """The text tower's: beginnings scaled by width and depth, as in the paper's release."""
+    e = tower.width
+    entries = {"embed.weight": ((tower.vocabulary, e), initial.normal(0.02))}
+    if tower.kind == "cbow":
+        return entries
+    entries["embed.positions"] = ((tower.context, e), initial.normal(0.01))
+    into = initial.normal(e**-0.5 * (2 * max(tower.depth, 1)) ** -0.5)
+    block = initial.block_layout(
+        tower, qkv=initial.normal(e**-0.5), out=into, fc1=initial.normal((2 * e) ** -0.5), fc2=into,
+        fc1_bias=initial.uniform(1 / math.sqrt(e)), fc2_bias=initial.uniform(1 / math.sqrt(tower.hidden)),
+    )  # fmt: skip
+    for i in range(tower.depth):
+        entries |= initial.prefixed(f"blocks.{i}", block)
+    return entries | initial.prefixed("pool.norm", initial.norm_layout(tower))
+
+
+def layout(config):
+    """Names, shapes and beginnings of the parameters, as in the paper's release."""
+    return {
+        **initial.prefixed("image", image_layout(config.image)),
+        "image_projection.weight": ((config.embed, config.image.width), initial.normal(config.image.width**-0.5)),
+        **initial.prefixed("text", text_layout(config.text)),
+        "text_projection.weight": ((config.embed, config.text.width), initial.normal(config.text.width**-0.5)),
+        "logit_scale": ((), initial.constant(config.logit_scale)),
+    }
+
+
+def initialize(config, seed=0):
+    """Parameters as training begins: NumPy, float32, drawn from ``seed``."""
+    return initial.draw(layout(config), seed)
