@@ -3,16 +3,25 @@
 import importlib
 
 from saccade.arrays import (
+)
+from saccade.arrays import (
     broadcast_to as broadcast_to,
 )
 from saccade.arrays import (
     concatenate as concatenate,
 )
 from saccade.arrays import (
+)
+from saccade.arrays import (
+    identity as identity,
+)
+from saccade.arrays import (
     mean as mean,
 )
 from saccade.arrays import (
     take as take,
+)
+from saccade.arrays import (
 )
 from saccade.arrays import (
     tanh as tanh,
@@ -25,6 +34,7 @@ from saccade.ops import (
 )
 from saccade.ops import (
     attention_forward as attention_forward,
+    attention_weights as attention_weights,
 )
 from saccade.ops import (
     average_pool as average_pool,

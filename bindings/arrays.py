@@ -63,3 +63,11 @@ def mean(x, axis):
         return x.mean(axis)
     wide = np.float64 if dtype_name(x) == "float64" else np.float32
     return x.mean(axis, dtype=wide).astype(x.dtype)
+
+
+def identity(n, like):
+    """The n x n identity matrix in the dtype of ``like``."""
+    library = _library(like)
+    if framework_of(like) == "torch":
+        return library.eye(n, dtype=like.dtype, device=like.device)
+    return library.eye(n).astype(like.dtype)

@@ -15,7 +15,7 @@ import inspect
 from typing import Any, NamedTuple
 
 from saccade import checks
-from saccade.arrays import framework_of
+from saccade.arrays import broadcast_to, framework_of, identity
 from saccade.checks import check_arrays, check_option, check_scale, expected
 
 
@@ -144,6 +144,17 @@ def attention(query, key, value, *, mask=None, bias=None, causal=False, key_leng
     checks.check_mask_and_bias("attention", query, mask, bias, (b, h, t, key.shape[2]))
     checks.check_lengths("attention", query, key_lengths, b, key.shape[2])
     check_scale("attention", scale)
+
+
+def attention_weights(query, key, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None):
+    """The softmax weights (b, h, t, s) and the log-sum-exp (b, h, t): for looking at, since they are stored whole.
+
+    They are what ``attention`` makes of the identity matrix as values; arguments as there.
+    """
+    b, h, s, _ = key.shape
+    values = broadcast_to(identity(s, key), (b, h, s, s))
+    options = dict(mask=mask, bias=bias, causal=causal, key_lengths=key_lengths, scale=scale)
+    return attention(query, key, values, **options, return_lse=True)
 
 
 @operation

@@ -1,10 +1,31 @@
 """The definitions of every operation, forward and gradient, in NumPy alone: what the kernels are held to."""
 
+from saccade.reference.analysis import (
+    attention_rollout as attention_rollout,
+)
+from saccade.reference.analysis import (
+    filter_components as filter_components,
+)
+from saccade.reference.analysis import (
+    logistic_probe_loss as logistic_probe_loss,
+)
+from saccade.reference.analysis import (
+    mean_attention_distance as mean_attention_distance,
+)
+from saccade.reference.analysis import (
+    position_similarity as position_similarity,
+)
+from saccade.reference.analysis import (
+    ridge_few_shot as ridge_few_shot,
+)
 from saccade.reference.arrays import (
     broadcast_to as broadcast_to,
 )
 from saccade.reference.arrays import (
     concatenate as concatenate,
+)
+from saccade.reference.arrays import (
+    identity as identity,
 )
 from saccade.reference.arrays import (
     mean as mean,
@@ -212,4 +233,13 @@ from saccade.reference.patches import (
 )
 from saccade.reference.patches import (
     unpatchify as unpatchify,
+)
+from saccade.reference.positions import (
+    interpolate_positions as interpolate_positions,
+)
+from saccade.reference.positions import (
+    interpolation_matrix as interpolation_matrix,
+)
+from saccade.reference.positions import (
+    sincos2d_positions as sincos2d_positions,
 )

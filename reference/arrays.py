@@ -27,3 +27,8 @@ def tanh(x):
 def mean(x, axis):
     """The mean along one axis, summed in float32 at least, in the dtype of ``x``."""
     return rounded(upcast(x).mean(axis), x)
+
+
+def identity(n, like):
+    """The n x n identity matrix in the dtype of ``like``."""
+    return np.eye(n).astype(like.dtype)
