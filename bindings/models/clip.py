@@ -18,8 +18,7 @@ including the end of text.
 import math
 from dataclasses import dataclass, field
 
-from saccade.models import initialization as initial
-from saccade.models import vit
+from saccade.models import initialization as initial, vit
 from saccade.models.transformer import TransformerConfig, block, norm, one_of, run_blocks, runner, under
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -141,8 +141,7 @@ def packed_projection(parameters, x_bne, ops, config):
 
 def mlp(parameters, x, ops, config, *, dropout=same):
     """linear, GELU, linear."""
-    weights = (parameters[f"fc{i}.weight"] for i in (1, 2))
-    weight_in, weight_out = weights
+    weight_in, weight_out = (parameters[f"fc{i}.weight"] for i in (1, 2))
     bias_in, bias_out = (parameters.get(f"fc{i}.bias") for i in (1, 2))
     if dropout is same:
         return ops.mlp(x, weight_in, bias_in, weight_out, bias_out, kind=config.gelu)
@@ -159,6 +158,6 @@ def attention_weights(parameters, x_bne, ops, config):
 
 
 def all_attention_weights(stages, parameters, ops, config):
-    """Every block's weights, b l h t s as a list over blocks, from the ``stages`` that a model's run filled."""
+    """Each block's weights, a list over blocks, from the ``stages`` that a model's run filled."""
     inputs = [stages["embed"], *(stages[f"blocks.{i}"] for i in range(config.depth - 1))]
     return [attention_weights(under(parameters, f"blocks.{i}"), x, ops, config) for i, x in enumerate(inputs)]

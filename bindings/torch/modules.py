@@ -4,13 +4,12 @@ The names in a state dict are those of the parameters dictionaries in ``saccade.
 depth exist here only.
 """
 
-import torch
-from torch import nn
-
 import saccade
+import torch
 from saccade.models import clip, imagegpt, transformer, vit
 from saccade.models.initialization import check_parameters, draw
 from saccade.torch.arrays import from_numpy, to_numpy
+from torch import nn
 
 
 class Stage(nn.Module):
