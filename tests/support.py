@@ -1,0 +1,50 @@
+"""What several tests share."""
+
+import numpy as np
+
+
+def assert_close64(actual, expected, bound=1e-10):
+    """Equal in float64 up to ``bound`` of the largest expected magnitude: rounding, not a tolerance for faults."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    scale = np.abs(expected).max(initial=0) + 1e-300
+    worst = np.abs(actual - expected).max(initial=0) / scale
+    assert worst <= bound, f"off by {worst:.2e} of the largest magnitude"
+
+
+def assert_gradients(function, backward, arrays, step=1e-5):
+    """``backward`` is right for ``function`` by central differences in float64.
+
+    ``function(*arrays)`` gives the outputs as a tuple; ``backward(*cotangents)`` the gradients for ``arrays``, for
+    the values they have. Central differences are good to about step² and 1e-16/step: 1e-7 of the gradient is asked.
+    """
+    rng = np.random.default_rng(0)
+    cotangents = [rng.standard_normal(np.shape(out)) for out in function(*arrays)]
+    gradients = backward(*cotangents)
+    assert len(gradients) == len(arrays)
+
+    def total(*values):
+        return sum((out * g).sum() for out, g in zip(function(*values), cotangents, strict=True))
+
+    for i, (x, gradient) in enumerate(zip(arrays, gradients, strict=True)):
+        differences = np.zeros_like(x)
+        for at in np.ndindex(x.shape):
+            up, down = x.copy(), x.copy()
+            up[at] += step
+            down[at] -= step
+            ends = total(*arrays[:i], up, *arrays[i + 1 :]), total(*arrays[:i], down, *arrays[i + 1 :])
+            differences[at] = (ends[0] - ends[1]) / (2 * step)
+        assert_close64(gradient, differences, bound=1e-7)
+
+
+def without_torchvision_operators():
+    """Let torchvision import without its compiled operators, which have no CPU build for this torch.
+
+    transformers, timm and open_clip import it; declaring the two operators it looks for is enough.
+    """
+    import torch
+
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
