@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from saccade.kernels.numba import attention as kernels
-from saccade.kernels.numba import threads
+from hypothesis import given, strategies as st
+from saccade.kernels.numba import attention as kernels, threads
 from saccade.testing import gate, strategies
 
 

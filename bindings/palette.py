@@ -1,0 +1,119 @@
+"""A palette of colours for pictures: fit, encode, decode, save and load."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from saccade.kernels.numba import palette as kernels
+
+GRID = 4096
+
+
+class Palette:
+    """k colours that stand for all others: ImageGPT's "9-bit" colours when k = 512.
+
+    Centres lie on a grid of 1/4096 of a level, so that fitting and encoding are exact (``saccade.reference.palette``).
+    """
+
+    def __init__(self, centers):
+        """A palette of given centres, (k, 3) in 0 … 255; they are rounded to the grid."""
+        centers = np.asarray(centers, np.float64)
+        if centers.ndim != 2 or centers.shape[1] != 3 or not len(centers):
+            raise ValueError(f"Palette: {centers.shape=}, expected (k, 3) with k of at least 1")
+        if not ((centers >= 0) & (centers <= 255)).all():
+            raise ValueError("Palette: centers outside 0…255 or not finite, expected levels of red, green and blue")
+        self._grid_centers = np.round(centers * GRID).astype(np.int32)
+        self.inertia = None
+
+    @property
+    def centers(self):
+        """The colours, (k, 3) float64 in 0 … 255."""
+        return self._grid_centers / GRID
+
+    def __len__(self):
+        return len(self._grid_centers)
+
+    @classmethod
+    def fit(cls, images, colors=512, *, initial=None, iterations=100, seed=0):
+        """k-means over the pixels of ``images``, uint8 (…, 3).
+
+        Args:
+            images: at least ``colors`` distinct colours.
+            colors: k.
+            initial: (k, 3) centres to start from, in 0 … 255; drawn by k-means++ from ``seed`` if None.
+            iterations: at most so many of Lloyd's steps; fewer if nothing moves.
+            seed: of the start.
+
+        Returns:
+            A palette whose ``inertia`` is the mean squared distance per pixel, in levels².
+        """
+        images = _checked_images("Palette.fit", images)
+        if isinstance(colors, bool) or not isinstance(colors, (int, np.integer)) or not 1 <= colors <= 65536:
+            raise ValueError(f"Palette.fit: {colors=}, expected an integer from 1 to 65536")
+        distinct, counts = kernels.unique_colors(images)
+        if initial is None:
+            if len(distinct) < colors:
+                raise ValueError(
+                    f"Palette.fit: the images have {len(distinct)} distinct colours, expected {colors} or more"
+                )
+            start = kernels.initial_centers(distinct, counts, colors, seed)
+        else:
+            start = cls(initial)._grid_centers
+            if len(start) != colors:
+                raise ValueError(f"Palette.fit: {len(start)} initial centers, expected {colors=}")
+        centers, assignment = kernels.fit(distinct, counts, start, iterations=iterations)
+        palette = cls(centers / GRID)
+        palette.inertia = kernels.inertia(distinct, counts, assignment, centers)
+        return palette
+
+    def encode(self, images):
+        """The index of the nearest colour of each pixel, uint8 (…, 3) -> int32 (…); the lowest among equals."""
+        images = np.asarray(images)
+        if images.size == 0 and images.ndim and images.shape[-1] == 3 and images.dtype == np.uint8:
+            return np.empty(images.shape[:-1], np.int32)
+        images = _checked_images("Palette.encode", images)
+        codes = (images.astype(np.int32) @ np.array([65536, 256, 1], np.int32)).ravel()
+        distinct, inverse = np.unique(codes, return_inverse=True)
+        colors = np.stack([distinct >> 16, distinct >> 8 & 255, distinct & 255], -1).astype(np.uint8)
+        return kernels.assign(colors, self._grid_centers)[inverse].reshape(images.shape[:-1])
+
+    def decode(self, tokens):
+        """The colours of tokens, integers (…) -> uint8 (…, 3), rounded half to even."""
+        tokens = np.asarray(tokens)
+        if tokens.dtype.kind not in "iu":
+            raise TypeError(f"Palette.decode: {tokens.dtype=}, expected integers")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self):
+            worst = tokens.max() if tokens.max() >= len(self) else tokens.min()
+            raise ValueError(f"Palette.decode: token {worst}, expected 0…{len(self) - 1}")
+        return np.round(self.centers).astype(np.uint8)[tokens]
+
+    def save(self, path):
+        """Write ImageGPT's own form, ``kmeans_centers.npy``: float32 (k, 3) in [−1, 1]."""
+        path = Path(path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
+            np.save(file, (self.centers / 127.5 - 1).astype(np.float32), allow_pickle=False)
+        os.replace(file.name, path)
+
+    @classmethod
+    def load(cls, path):
+        """Read ImageGPT's own form; centres are rounded to the grid."""
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"Palette.load: {path} is not a plain .npy file of numbers ({error})") from None
+        if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 2 or values.shape[1] != 3:
+            found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+            raise ValueError(f"Palette.load: {path} holds {found}, expected floating point (k, 3)")
+        if not (np.abs(values) <= 1).all():
+            raise ValueError(f"Palette.load: {path} holds values outside [−1, 1], expected ImageGPT's kmeans_centers")
+        return cls((values.astype(np.float64) + 1) * 127.5)
+
+
+def _checked_images(operation, images):
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        raise TypeError(f"{operation}: {images.dtype=}, expected uint8")
+    if images.ndim < 1 or images.shape[-1] != 3 or images.size == 0:
+        raise ValueError(f"{operation}: {images.shape=}, expected (…, 3) with at least one pixel")
+    return images

@@ -1,0 +1,129 @@
+"""The palette on CPUs: the same integers as ``saccade.reference.palette``, bit for bit.
+
+Every distance is computed in int64; nothing is carried over from one colour to the next, so
+the result does not depend on where a thread begins.
+"""
+
+import numpy as np
+from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.threads import parallel_for
+
+GRID = 4096
+_GRAIN = 256
+
+
+def unique_colors(images):
+    """The distinct colours of uint8 (…, 3), sorted by 24-bit value, and how often each occurs."""
+    rgb = np.ascontiguousarray(images).reshape(-1, 3)
+    histogram = np.zeros(1 << 24, np.int64)
+    _count(rgb, histogram)
+    codes = np.flatnonzero(histogram)
+    colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], -1).astype(np.uint8)
+    return colors, histogram[codes]
+
+
+def assign(colors, centers):
+    """The nearest centre of each colour, (…, 3) -> (…) int32; the lowest index among equals."""
+    flat = np.ascontiguousarray(colors).reshape(-1, 3)
+    assignment = np.empty(len(flat), np.int32)
+    columns = np.ascontiguousarray(np.asarray(centers, np.int64).T)
+    parallel_for(_assign, len(flat), _GRAIN, flat, columns, assignment)
+    return assignment.reshape(np.shape(colors)[:-1])
+
+
+def update(colors, counts, assignment, centers):
+    """Each centre moved to the mean of its pixels, rounded half up to the grid; empty ones stay."""
+    return _update(np.ascontiguousarray(colors), counts, assignment, np.ascontiguousarray(centers, np.int32))
+
+
+def fit(colors, counts, centers, *, iterations=100):
+    """Lloyd's algorithm from ``centers``; the centres and the assignment to them."""
+    for _ in range(iterations):
+        moved = update(colors, counts, assign(colors, centers), centers)
+        if np.array_equal(moved, centers):
+            break
+        centers = moved
+    return centers, assign(colors, centers)
+
+
+def inertia(colors, counts, assignment, centers):
+    """The mean squared distance per pixel, in levels²."""
+    high, low = _inertia(np.ascontiguousarray(colors), counts, assignment, np.asarray(centers, np.int64))
+    return (int(high) * 2**20 + int(low)) / (int(counts.sum()) * GRID**2)
+
+
+def initial_centers(colors, counts, k, seed):
+    """k-means++ on distinct colours, drawn by NumPy's generator from ``seed``."""
+    if len(colors) < k:
+        raise ValueError(f"initial_centers: {len(colors)} distinct colours, expected at least {k}")
+    rng = np.random.default_rng(seed)
+    chosen = np.empty((k, 3), np.int32)
+    nearest = np.ones(len(colors), np.int64)
+    for i in range(k):
+        chances = np.cumsum(counts * nearest)
+        drawn = np.searchsorted(chances, rng.integers(chances[-1]), side="right")
+        chosen[i] = GRID * colors[drawn].astype(np.int32)
+        _draw_nearer(colors, colors[drawn], nearest, i == 0)
+    return chosen
+
+
+@jit
+def _count(rgb, histogram):
+    for i in range(rgb.shape[0]):
+        histogram[np.int64(rgb[i, 0]) << 16 | np.int64(rgb[i, 1]) << 8 | np.int64(rgb[i, 2])] += 1
+
+
+@jit
+def _assign(start, stop, colors, centers, assignment):
+    k = centers.shape[1]
+    distances = np.empty(k, np.int64)
+    for i in range(start, stop):
+        r, g, b = GRID * np.int64(colors[i, 0]), GRID * np.int64(colors[i, 1]), GRID * np.int64(colors[i, 2])
+        for j in range(k):
+            x, y, z = r - centers[0, j], g - centers[1, j], b - centers[2, j]
+            distances[j] = x * x + y * y + z * z
+        best = 0
+        for j in range(1, k):
+            if distances[j] < distances[best]:
+                best = j
+        assignment[i] = best
+
+
+@jit
+def _update(colors, counts, assignment, centers):
+    k = centers.shape[0]
+    totals, weights = np.zeros((k, 3), np.int64), np.zeros(k, np.int64)
+    for i in range(colors.shape[0]):
+        j = assignment[i]
+        weights[j] += counts[i]
+        for c in range(3):
+            totals[j, c] += counts[i] * np.int64(colors[i, c])
+    moved = centers.copy()
+    for j in range(k):
+        if weights[j] > 0:
+            for c in range(3):
+                moved[j, c] = (2 * GRID * totals[j, c] + weights[j]) // (2 * weights[j])
+    return moved
+
+
+@jit
+def _inertia(colors, counts, assignment, centers):
+    high, low = np.int64(0), np.int64(0)
+    for i in range(colors.shape[0]):
+        distance = np.int64(0)
+        for c in range(3):
+            difference = GRID * np.int64(colors[i, c]) - centers[assignment[i], c]
+            distance += difference * difference
+        high += counts[i] * (distance >> 20)
+        low += counts[i] * (distance & 0xFFFFF)
+    return high, low
+
+
+@jit
+def _draw_nearer(colors, drawn, nearest, first):
+    for i in range(colors.shape[0]):
+        distance = np.int64(0)
+        for c in range(3):
+            difference = np.int64(colors[i, c]) - np.int64(drawn[c])
+            distance += difference * difference
+        nearest[i] = distance if first else min(nearest[i], distance)
