@@ -5,6 +5,7 @@
   repeats with rounding errors drawn anew (``ways``): many where there are few elements to learn from.
 * *Pass*: ``err <= 2 allowance + band`` for the RMS and for the largest error, of every output and gradient, with
   ``band`` 4 units in the last place of max |truth|, and non-finite values exactly where the rounded truth has them.
+  Numbers too small to be normal in the compute dtype may be flushed to 0, as much hardware does.
 * *Inconclusive*: where the allowance exceeds a quarter of the truth's RMS, nothing is judged.
 
 There is nothing to tune: no tolerance is passed in.
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 from saccade import reference
+from saccade.reference.precision import compute_dtype
 from saccade.testing import ordinary
 from saccade.testing.ways import ways
 
@@ -124,7 +126,8 @@ def judge_one(name, actual, true, ordinary_values):
             value = np.asarray(value).astype(actual.dtype)
         allowances.append(np.nan_to_num(value[finite].astype(wide) - true[finite], nan=np.inf))
     allowed_rms, allowed_max = (max(measure(one) for one in allowances) for measure in (_rms, _largest))
-    band = 4 * _unit_in_last_place(_largest(true[finite]), actual.dtype)
+    smallest_normal = float(np.finfo(compute_dtype(actual.dtype)).tiny)
+    band = 4 * _unit_in_last_place(_largest(true[finite]), actual.dtype) + smallest_normal
     if allowed_rms > _rms(true[finite]) / 4:
         return Judgement(name, "INCONCLUSIVE", f"ordinary error {allowed_rms:.2e}, truth {_rms(true[finite]):.2e}")
     for what, measure, allowed in (("RMS", _rms, allowed_rms), ("largest", _largest, allowed_max)):

@@ -284,6 +284,9 @@ def _cross_entropy(way, logits, labels, options, cotangents):
         targets = (np.where(kept, labels, 0)[:, None] == np.arange(k)).astype(way.core)
     targets = targets * (1 - smoothing) + smoothing / k
     log_weights = _log_softmax(way, logits)
+    if way.order == "online":  # as where logits are not stored: weights from the log-sum-exp
+        top = logits.max(-1, keepdims=True)
+        log_weights = logits - (top + way.log(way.sum(way.exp(logits - top), -1)))
     per_row = np.where(kept, -way.sum(targets * log_weights, -1)[:, 0], 0)
     reduction = options.get("reduction", "mean")
     count = way.core.type(kept.sum())

@@ -114,7 +114,12 @@ def _cross_entropy_rows_backward(start, stop, k, logits, labels, soft, smoothing
     share = smoothing / dtype.type(k)
     for i in range(start, stop):
         load_row(row, logits[0] + i * logits[2], logits[3], logits[1])
-        exponentials(row, lse[i])
+        # from the maximum again rather than from lse, whose own rounding would be an error of every weight
+        top = row_max(row)
+        exponentials(row, top if np.isfinite(top) else dtype.type(0))
+        total = row_sum(row)
+        for j in range(k):
+            row[j] /= total
         if soft[0] != 0:
             load_row(target, soft[0] + i * soft[2], soft[3], soft[1])
             for j in range(k):
