@@ -1,5 +1,7 @@
 """What several tests share."""
 
+import functools
+
 import numpy as np
 
 
@@ -37,6 +39,7 @@ def assert_gradients(function, backward, arrays, step=1e-5):
         assert_close64(gradient, differences, bound=1e-7)
 
 
+@functools.cache
 def without_torchvision_operators():
     """Let torchvision import without its compiled operators, which have no CPU build for this torch.
 
