@@ -9,7 +9,7 @@ import sys
 def versions():
     """The installed version of each package that matters here; None where it is absent."""
     names = ("saccade", "numpy", "numba", "llvmlite", "ml_dtypes", "torch", "triton", "cupy-cuda13x", "hypothesis")
-    found = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for name in names:
         try:
             found[name] = importlib.metadata.version(name)

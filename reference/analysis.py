@@ -24,7 +24,7 @@ def mean_attention_distance(weights, grid, patch, prefix=0):
     out of rows and columns and the rows normalised again. Dosovitskiy et al. 2021, figure 7.
     """
     rows, columns = grid
-    points = np.stack(np.mgrid[:rows, :columns], -1).reshape(-1, 2)
+    points = np.stack([*np.mgrid[:rows, :columns]], -1).reshape(-1, 2)
     distances = patch * np.sqrt(((points[:, None] - points) ** 2).sum(-1))
     kept = weights[:, :, prefix:, prefix:]
     kept = kept / kept.sum(-1, keepdims=True)

@@ -142,7 +142,7 @@ def varlen_attention_backward(saved, grad_out):
     for rows, saved_one in zip(_sequences(cumulative_lengths), saved_each, strict=True):
         grad_one = np.moveaxis(grad_out[rows], 0, 1)[None]
         for whole, part in zip(gradients, attention_backward(saved_one, grad_one), strict=False):
-            whole[rows] = np.moveaxis(part[0], 0, 1)
+            whole[rows] = np.moveaxis(part[0], 0, 1)  # pyright: ignore[reportOptionalSubscript]
     return gradients
 
 

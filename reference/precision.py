@@ -1,5 +1,7 @@
 """In which precision a definition computes, and where it rounds."""
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 
@@ -17,12 +19,12 @@ def compute_dtype(dtype):
     return np.dtype(np.float32) if dtype in (bfloat16, float16) else dtype
 
 
-def upcast(*arrays):
+def upcast(*arrays) -> Any:
     """The arrays in their compute dtype; None stays None. One array in, one array out."""
     raised = tuple(None if x is None else np.asarray(x, compute_dtype(np.asarray(x).dtype)) for x in arrays)
     return raised[0] if len(raised) == 1 else raised
 
 
-def rounded(x, like):
+def rounded(x, like) -> Any:
     """``x`` rounded once to the dtype of ``like``; None stays None."""
     return None if x is None else np.asarray(x).astype(np.asarray(like).dtype, copy=False)

@@ -155,7 +155,7 @@ def forward(parameters, images, tokens, config, ops, *, stages=None):
     image = encode_images(parameters, images, config, ops, stages=towers.get("image"))
     text = encode_texts(parameters, tokens, config, ops, stages=towers.get("text"))
     for tower, found in towers.items():
-        stages.update({f"{tower}.{name}": out for name, out in found.items()})
+        stages.update({f"{tower}.{name}": out for name, out in found.items()})  # pyright: ignore[reportOptionalMemberAccess]
     return image, text, math.e ** parameters["logit_scale"]
 
 

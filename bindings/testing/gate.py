@@ -95,7 +95,7 @@ def judge(operation, outputs, gradients, arguments, options=None, cotangents=Non
         for i, (name, actual, true) in enumerate(zip(names, outputs, true_outputs, strict=True))
     ]
     for i, name in enumerate(GRADIENTS[operation] if gradients is not None else ()):
-        actual, true = gradients[i], true_gradients[i]
+        actual, true = gradients[i], true_gradients[i]  # pyright: ignore[reportOptionalSubscript]
         if true is None or actual is None:
             same = true is None and actual is None
             judged += [] if same else [Judgement(f"gradient of {name}", "FAIL", "missing, or given where none exists")]

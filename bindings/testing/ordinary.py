@@ -5,6 +5,9 @@ implementation without a fault may be expected to return, errors included. The f
 ``saccade.reference``; what is new here is only where numbers are rounded and in which order they are added.
 """
 
+# How many operands and gradients a tuple holds, and which are None, depends on the operation and its arguments.
+# pyright: reportAssignmentType=false, reportCallIssue=false, reportOptionalMemberAccess=false
+
 import math
 
 import numpy as np

@@ -2,6 +2,7 @@
 
 import importlib
 from functools import cache
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -33,7 +34,7 @@ def from_numpy(x):
     return torch.from_numpy(x)
 
 
-def call(function, backend, device, *arguments, **options):
+def call(function, backend, device, *arguments, **options) -> Any:
     """Run ``function`` of the backend for tensors on ``device``; tensors in, (nested tuples of) tensors out.
 
     Raises:
@@ -84,7 +85,7 @@ def _implementation(function, backend):
     return compute
 
 
-def _nested(convert, x):
+def _nested(convert, x) -> Any:
     if isinstance(x, (tuple, list)):
         return tuple(_nested(convert, one) for one in x)
     if isinstance(x, dict):

@@ -3,9 +3,12 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numba
-from numba.core import config
+from numba.core import config as numba_config
+
+config: Any = numba_config  # its attributes are made as numba starts
 
 
 def cache_directory():
@@ -24,18 +27,18 @@ def cache_directory():
 _CACHE_DIRECTORY = str(cache_directory())
 
 
-def jit(function):
+def jit(function) -> Any:
     """Compile a kernel. Products may be contracted to fused multiply-adds; nothing else is reordered."""
     return _compile(function, {"contract"})
 
 
-def jit_reassociating(function):
+def jit_reassociating(function) -> Any:
     """Compile a helper whose only floating-point work is a reduction, which may be summed in vector lanes."""
     return _compile(function, {"contract", "reassoc"})
 
 
 def _compile(function, fastmath):
-    options = dict(nogil=True, fastmath=fastmath, error_model="numpy")
+    options: dict[str, Any] = dict(nogil=True, fastmath=fastmath, error_model="numpy")
     directory, config.CACHE_DIR = config.CACHE_DIR, _CACHE_DIRECTORY
     try:
         return numba.njit(cache=True, **options)(function)

@@ -5,6 +5,8 @@ float32 core serves float32, bfloat16 and float16 arrays of any layout, and one 
 Rows are converted when they are loaded to and stored from scratch of the core's dtype.
 """
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 from llvmlite import ir
@@ -35,7 +37,7 @@ def describe(x, shape=None):
     return (x.__array_interface__["data"][0], _KINDS[x.dtype], *x.strides)
 
 
-def _reader(name, bits_type, result, convert):
+def _reader(name, bits_type, result, convert) -> Any:
     @intrinsic
     def read(typingctx, address):
         def codegen(context, builder, signature, arguments):
@@ -62,7 +64,7 @@ read_float16 = _reader("read_float16", ir.HalfType(), types.float32, lambda b, x
 read_byte = _reader("read_byte", ir.IntType(8), types.int64, lambda b, x: b.zext(x, ir.IntType(64)))
 
 
-def _writer(name, source, convert):
+def _writer(name, source, convert) -> Any:
     @intrinsic
     def write(typingctx, address, value):
         def codegen(context, builder, signature, arguments):

@@ -1,5 +1,8 @@
 """The matrix product that blocked kernels are built from: a register tile emitted as LLVM vector code."""
 
+# An intrinsic is called without the typing context it is defined with.
+# pyright: reportCallIssue=false
+
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types

@@ -8,8 +8,11 @@ results have the same bits for any number of threads.
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from numba.core import config
+from numba.core import config as numba_config
+
+config: Any = numba_config  # its attributes are made as numba starts
 
 _threads = config.NUMBA_NUM_THREADS
 _pool: ThreadPoolExecutor | None = None
