@@ -1,0 +1,77 @@
+"""What every kernel here shares: how arrays, dtypes and exact numbers reach a kernel.
+
+An array is passed as the tuple (pointer, stride of each axis); an axis it is broadcast along has stride 0. Indices
+are int64 before they meet a stride, since an offset may exceed 2³¹.
+"""
+
+import struct
+
+import torch
+import triton
+import triton.language as tl
+
+# Triton's interpreter keeps bfloat16 as its bits and would multiply those: there, products are taken in float32.
+INTERPRETED = triton.knobs.runtime.interpret
+
+_TYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+# Sums of products keep the compiler's leave to contract a·b + c, on every version: its default is about to change.
+FUSION = {"enable_fp_fusion": True}
+
+
+def core_dtype(dtype):
+    """The dtype sums are taken in: float32 for 16-bit floats, else the dtype itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def types(dtype):
+    """Keyword arguments of a kernel: CORE, what it adds in, and PRODUCT, what it multiplies matrices of."""
+    product = tl.float32 if INTERPRETED and dtype == torch.bfloat16 else _TYPES[dtype]
+    return {"CORE": _TYPES[core_dtype(dtype)], "PRODUCT": product}
+
+
+def describe(x, shape=None):
+    """``x``, or ``x`` broadcast to ``shape``, as a kernel takes it; None stays None."""
+    if x is None:
+        return None
+    x = x if shape is None else x.expand(shape)
+    x = x.view(torch.uint8) if x.dtype == torch.bool else x
+    return x, *x.stride()
+
+
+def double_bits(x):
+    """A number as the bits of its float64: Triton would round a float argument to float32."""
+    return struct.unpack("q", struct.pack("d", x))[0]
+
+
+@triton.jit
+def from_double_bits(bits, CORE: tl.constexpr):
+    """The number of ``double_bits``, in the dtype sums are taken in."""
+    return bits.to(tl.int64).to(tl.float64, bitcast=True).to(CORE)
+
+
+@triton.jit
+def load_block(x, i_b, i_h, i_row, i_column, rows, columns):
+    """A block of the matrix (b, h) of a 4-d array, 0 at and beyond ``rows`` and ``columns``."""
+    m_inside = (i_row < rows)[:, None] & (i_column < columns)[None, :]
+    p_x = x[0] + i_b * x[1] + i_h * x[2] + i_row[:, None] * x[3] + i_column[None, :] * x[4]
+    return tl.load(p_x, mask=m_inside, other=0)
+
+
+@triton.jit
+def store_block(x, i_b, i_h, i_row, i_column, rows, columns, b_x):
+    """Write what of ``b_x`` lies inside ``rows`` and ``columns``, rounded to the dtype of ``x``."""
+    m_inside = (i_row < rows)[:, None] & (i_column < columns)[None, :]
+    p_x = x[0] + i_b * x[1] + i_h * x[2] + i_row[:, None] * x[3] + i_column[None, :] * x[4]
+    tl.store(p_x, b_x.to(x[0].dtype.element_ty), mask=m_inside)
+
+
+@triton.jit
+def product(a, b, CORE: tl.constexpr, PRODUCT: tl.constexpr):
+    """a b, with operands rounded to PRODUCT and sums in CORE (float32 stays float32, never tf32)."""
+    return tl.dot(a.to(PRODUCT), b.to(PRODUCT), out_dtype=CORE, input_precision="ieee")

@@ -1,0 +1,133 @@
+"""Inputs that the Triton kernels are judged on, interpreted or on a GPU."""
+
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from saccade.testing import strategies
+from saccade.torch.arrays import from_numpy, to_numpy
+
+
+def on_tensors(module, device):
+    """A backend module for tensors, in the form the gate takes: NumPy in, NumPy out."""
+
+    def tensors(x):
+        if isinstance(x, dict):
+            return {name: tensors(one) for name, one in x.items()}
+        x = from_numpy(x)
+        return x.to(device) if isinstance(x, torch.Tensor) else x
+
+    def arrays(x):
+        return (
+            tuple(map(arrays, x)) if isinstance(x, tuple) else to_numpy(x.cpu() if isinstance(x, torch.Tensor) else x)
+        )
+
+    def forward_of(name):
+        def forward(*arguments, **options):
+            out, saved = getattr(module, name)(*map(tensors, arguments), **tensors(options))
+            return arrays(out), saved
+
+        return forward
+
+    def backward_of(name):
+        def backward(saved, *cotangents):
+            return arrays(getattr(module, name)(saved, *map(tensors, cotangents)))
+
+        return backward
+
+    names = [name for name in vars(module) if name.endswith(("_forward", "_backward")) and not name.startswith("_")]
+    functions = {name: (forward_of if name.endswith("_forward") else backward_of)(name) for name in names}
+    return SimpleNamespace(**functions)
+
+
+def _attention(dtype, t, s, d, e=None, b=2, h=2, mask=None, bias=None, **options):
+    """A maker of inputs, so that a case costs nothing until it runs; ``mask`` and ``bias`` are shapes."""
+
+    def make():
+        rng = np.random.default_rng([t, s, d])
+        shapes = (b, h, t, d), (b, h, s, d), (b, h, s, d if e is None else e)
+        made = dict(options)
+        if mask is not None:
+            made["mask"] = (rng.random(mask) < 0.6) & (rng.random((*mask[:-1], 1)) < 0.7)  # some rows see nothing
+        if bias is not None:
+            made["bias"] = rng.standard_normal(bias).astype(dtype)
+        return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes), made
+
+    return make
+
+
+F16, BF16, F32, F64 = np.float16, ml_dtypes.bfloat16, np.float32, np.float64
+ATTENTION = {
+    "one query, one key": _attention(F32, 1, 1, 1, return_lse=True),
+    "a block and one": _attention(BF16, 65, 65, 72, causal=True),
+    "a block less one": _attention(F16, 63, 127, 80, causal=True, return_lse=True),
+    "more queries than keys, causal": _attention(F32, 71, 40, 24, causal=True, return_lse=True),
+    "more keys than queries, causal": _attention(F64, 40, 71, 24, causal=True, return_lse=True),
+    "wide heads": _attention(F32, 17, 33, 104, e=88, h=1),
+    "narrow values": _attention(BF16, 33, 70, 64, e=5, h=1, return_lse=True),
+    "wide values": _attention(F16, 33, 70, 8, e=72, h=1),
+    "a scale that float32 rounds": _attention(F64, 20, 30, 72, scale=0.1, return_lse=True),
+    "a negative scale": _attention(F32, 20, 30, 16, scale=-0.5),
+    "rows that see nothing": _attention(F32, 66, 70, 16, mask=(2, 1, 66, 70), return_lse=True),
+    "a mask for all": _attention(BF16, 66, 70, 16, mask=(70,), causal=True),
+    "a mask of heads and lengths": _attention(
+        F16, 33, 66, 16, mask=(2, 33, 1), key_lengths=np.array([66, 13], np.int32)
+    ),
+    "a whole bias": _attention(F32, 37, 67, 16, bias=(2, 2, 37, 67), causal=True, return_lse=True),
+    "a bias of heads": _attention(BF16, 37, 67, 16, bias=(2, 1, 1), return_lse=True),
+    "a bias of queries": _attention(F16, 37, 67, 16, bias=(37, 1), key_lengths=np.array([5, 67]), return_lse=True),
+    "a bias of keys, a mask": _attention(F64, 37, 67, 16, bias=(1, 1, 1, 67), mask=(37, 67)),
+    "a bias of one": _attention(F32, 37, 67, 16, bias=(), causal=True, return_lse=True),
+    "no key to read": _attention(F32, 5, 6, 8, key_lengths=np.array([0, 6]), return_lse=True),
+    "no keys": _attention(F32, 5, 0, 8, return_lse=True),
+    "no queries": _attention(F32, 0, 5, 8, bias=(5,)),
+    "no items": _attention(F32, 5, 5, 8, b=0, bias=(5, 5)),
+    "no values": _attention(F32, 5, 6, 8, e=0, return_lse=True),
+}
+
+
+def _cross_entropy(dtype, n, k, ignored=(), soft=False, **options):
+    def make():
+        rng = np.random.default_rng([n, k])
+        labels = rng.integers(0, k, n)
+        labels[list(ignored)] = options.get("ignore_index", -100)
+        if soft:
+            labels = rng.dirichlet(np.ones(k), n).astype(dtype)
+        return (rng.standard_normal((n, k)).astype(dtype), labels), options
+
+    return make
+
+
+CROSS_ENTROPY = {
+    "a block and one": _cross_entropy(BF16, 3, 1025, ignored=(1,)),
+    "a block less one": _cross_entropy(F16, 3, 1023, reduction="sum"),
+    "smoothed": _cross_entropy(F32, 7, 1100, ignored=(0, 6), label_smoothing=0.1),
+    "a smoothing that float32 rounds": _cross_entropy(F64, 7, 37, label_smoothing=0.1, reduction="none"),
+    "smoothed half way": _cross_entropy(F16, 5, 37, label_smoothing=0.5, ignored=(2,), reduction="none"),
+    "soft": _cross_entropy(F32, 5, 37, soft=True),
+    "soft and smoothed": _cross_entropy(BF16, 5, 1100, soft=True, label_smoothing=0.2, reduction="none"),
+    "soft in float64": _cross_entropy(F64, 5, 37, soft=True, label_smoothing=0.2, reduction="sum"),
+    "another ignored index": _cross_entropy(F32, 5, 37, ignored=(1, 2), ignore_index=3),
+    "nothing counts": _cross_entropy(F32, 3, 5, ignored=(0, 1, 2)),
+    "no rows": _cross_entropy(F32, 0, 5, reduction="sum"),
+}
+
+
+@st.composite
+def cross_entropy_inputs(draw, layouts):
+    """``((logits, labels), options)`` for ``softmax_cross_entropy``."""
+    dtype = draw(strategies.dtypes())
+    n, k = draw(strategies.lengths(17, least=1)), draw(st.sampled_from([1, 2, 3, 7, 16, 17, 37, 65, 1023, 1025]))
+    logits = draw(strategies.arrays((n, k), dtype, layouts, regimes=strategies.REGIMES))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    options = {
+        "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1, 0.5])),
+    }
+    if draw(st.booleans()):
+        return (logits, rng.dirichlet(np.ones(k), n).astype(dtype)), options
+    labels = rng.integers(0, k, n).astype(draw(st.sampled_from([np.int64, np.int32])))
+    labels[rng.random(n) < 0.2] = options.setdefault("ignore_index", draw(st.sampled_from([-100, -1, 0])))
+    return (logits, labels), options
