@@ -157,8 +157,9 @@ def _gate(x, kind):
         return erfc(-x / np.sqrt(x.dtype.type(2))) / 2, density
     if kind == "tanh":
         c = np.sqrt(x.dtype.type(2) / _pi(x.dtype))
-        y = np.tanh(c * (x + x.dtype.type("0.044715") * x**3))
-        return (1 + y) / 2, (1 - y**2) / 2 * c * (1 + 3 * x.dtype.type("0.044715") * x**2)
+        with np.errstate(over="ignore"):
+            y = 1 / (1 + np.exp(-2 * c * (x + x.dtype.type("0.044715") * x**3)))  # (1 + tanh)/2 without cancelling
+        return y, 2 * y * (1 - y) * c * (1 + 3 * x.dtype.type("0.044715") * x**2)
     if kind == "sigmoid":
         factor = x.dtype.type("1.702")
         with np.errstate(over="ignore"):

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 from saccade.kernels.numba.compilation import jit
-from saccade.kernels.numba.mathematics import exponential, row_dot, row_sum, sigmoid, upper_normal
+from saccade.kernels.numba.mathematics import normal_distribution, row_dot, row_sum, sigmoid
 from saccade.kernels.numba.memory import core_dtype, describe, load_row, store_row
 from saccade.kernels.numba.threads import parallel_for
 
@@ -18,10 +18,27 @@ _GRAIN = 1 << 14  # numbers that are worth a thread of their own
 _KINDS = {"erf": 0, "tanh": 1, "sigmoid": 2}
 _NOTHING = (0, 0, 0, 0)
 
+silent = np.errstate(all="ignore")  # as the kernels are: overflow and invalid numbers are results, not news
+
 
 def raised(x):
     """``x`` in its core dtype: float32 for float16 and bfloat16."""
     return x.astype(core_dtype(x.dtype), copy=False)
+
+
+def rounded(x, like):
+    """``x`` rounded once to the dtype of ``like``."""
+    return x.astype(like.dtype, copy=False)
+
+
+def private(x, core):
+    """A copy in the core dtype: a kernel is built once more for each layout and read-only flag of a typed array."""
+    return np.array(x, core, order="C")
+
+
+def grain(width):
+    """How many rows of ``width`` numbers are worth a thread of their own."""
+    return _GRAIN // max(width, 1)
 
 
 def as_rows(x):
@@ -34,22 +51,24 @@ def linear(x, weight, bias=None):
     return linear_forward(x, weight, bias)[0]
 
 
+@silent
 def linear_forward(x, weight, bias=None):
     """``linear`` and what ``linear_backward`` needs: (x, weight, bias)."""
     out = as_rows(raised(x)) @ raised(weight).T
     if bias is not None:
         out += raised(bias)
     out = out.reshape(*x.shape[:-1], weight.shape[0])
-    return out.astype(x.dtype, copy=False), (x, weight, bias)
+    return rounded(out, x), (x, weight, bias)
 
 
+@silent
 def linear_backward(saved, grad_out):
     """Gradients for x, weight and bias."""
     x, weight, bias = saved
     grad = as_rows(raised(grad_out))
-    grad_x = (grad @ raised(weight)).reshape(x.shape).astype(x.dtype, copy=False)
-    grad_weight = (grad.T @ as_rows(raised(x))).astype(weight.dtype, copy=False)
-    return grad_x, grad_weight, None if bias is None else grad.sum(0).astype(bias.dtype, copy=False)
+    grad_x = rounded(grad @ raised(weight), x).reshape(x.shape)
+    grad_weight = rounded(grad.T @ as_rows(raised(x)), weight)
+    return grad_x, grad_weight, None if bias is None else rounded(grad.sum(0), bias)
 
 
 def embedding(tokens, weight):
@@ -62,6 +81,7 @@ def embedding_forward(tokens, weight):
     return weight[tokens], (tokens, weight)
 
 
+@silent
 def embedding_backward(saved, grad_out):
     """The gradient for weight, in a tuple of one: rows added up by token, in the order they stand."""
     tokens, weight = saved
@@ -70,7 +90,7 @@ def embedding_backward(saved, grad_out):
         order = np.argsort(tokens, axis=None, kind="stable")
         present, starts = np.unique(tokens.ravel()[order], return_index=True)
         total[present] = np.add.reduceat(raised(as_rows(grad_out))[order], starts, axis=0)
-    return (total.astype(weight.dtype, copy=False),)
+    return (rounded(total, weight),)
 
 
 def layer_norm(x, scale, bias=None, *, eps=1e-5, residual=None):
@@ -89,7 +109,7 @@ def layer_norm_backward(saved, grad_out, grad_sum=None):
     """Gradients for x, scale, bias and residual."""
     total, scale, bias, mean, inverse, has_residual = saved
     grad_x, grad_scale, grad_bias = _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre=True)
-    grad_bias = None if bias is None else grad_bias.astype(bias.dtype, copy=False)
+    grad_bias = None if bias is None else rounded(grad_bias, scale)
     return grad_x, grad_scale, grad_bias, grad_x.copy() if has_residual else None
 
 
@@ -117,16 +137,17 @@ def _norm_forward(x, scale, bias, eps, residual, centre):
     out = np.empty(x.shape, x.dtype)
     total = x if residual is None else np.empty(x.shape, x.dtype)
     mean, inverse = np.zeros(len(rows), core), np.empty(len(rows), core)
-    shift = np.zeros(x.shape[-1], core) if bias is None else raised(bias)
+    shift = np.zeros(x.shape[-1], core) if bias is None else private(bias, core)
     others = rows if residual is None else as_rows(residual)  # a name keeps it alive: a kernel sees addresses only
     added = _NOTHING if residual is None else describe(others)
     parallel_for(
-        _norm_rows, len(rows), _GRAIN // x.shape[-1], describe(rows), added, raised(scale), shift, core.type(eps),
+        _norm_rows, len(rows), grain(x.shape[-1]), describe(rows), added, private(scale, core), shift, core.type(eps),
         centre, describe(as_rows(out)), describe(as_rows(total)), mean, inverse,
     )  # fmt: skip
     return out, total, mean, inverse
 
 
+@silent
 def _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre):
     rows, grads = as_rows(total), as_rows(grad_out)
     sums = rows if grad_sum is None else as_rows(grad_sum)
@@ -134,11 +155,11 @@ def _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre):
     grad_x = np.empty(total.shape, total.dtype)
     partial = np.zeros((2, -(-len(rows) // ROWS), total.shape[-1]), inverse.dtype)
     parallel_for(
-        _norm_rows_backward, partial.shape[1], max(_GRAIN // (ROWS * total.shape[-1]), 1), describe(rows),
-        describe(grads), added, raised(scale), centre, mean, inverse, describe(as_rows(grad_x)), partial,
+        _norm_rows_backward, partial.shape[1], grain(ROWS * total.shape[-1]), describe(rows),
+        describe(grads), added, private(scale, inverse.dtype), centre, mean, inverse, describe(as_rows(grad_x)), partial,
     )  # fmt: skip
     grad_scale, grad_bias = partial.sum(1)
-    return grad_x, grad_scale.astype(scale.dtype, copy=False), grad_bias
+    return grad_x, rounded(grad_scale, scale), grad_bias
 
 
 @jit
@@ -216,7 +237,7 @@ def _elementwise(kernel, x, out, kind, *others):
     zero = core_dtype(x.dtype).type(0)
     rows = [as_rows(np.atleast_1d(one)) for one in (x, *others, out)]
     n = rows[0].shape[1]
-    parallel_for(kernel, len(rows[0]), _GRAIN // n, n, zero, _KINDS[kind], *map(describe, rows))
+    parallel_for(kernel, len(rows[0]), grain(n), n, zero, _KINDS[kind], *map(describe, rows))
 
 
 @jit
@@ -226,7 +247,7 @@ def _gelu_rows(start, stop, n, zero, kind, x, out):
         load_row(row, x[0] + i * x[2], x[3], x[1])
         if kind == 0:
             for j in range(n):
-                row[j] *= upper_normal(row[j])
+                row[j] *= normal_distribution(row[j])[0]
         else:
             for j in range(n):
                 row[j] *= sigmoid(_sigmoid_argument(row[j], kind)[0])
@@ -247,13 +268,13 @@ def _sigmoid_argument(x, kind):
 def _gelu_rows_backward(start, stop, n, zero, kind, x, grad_out, grad_x):
     dtype = np.asarray(zero).dtype
     row, grad = np.empty(n, dtype), np.empty(n, dtype)
-    half, root = dtype.type(0.5), dtype.type(0.3989422804014327)
     for i in range(start, stop):
         load_row(row, x[0] + i * x[2], x[3], x[1])
         load_row(grad, grad_out[0] + i * grad_out[2], grad_out[3], grad_out[1])
         if kind == 0:
             for j in range(n):
-                grad[j] *= upper_normal(row[j]) + row[j] * root * exponential(-half * row[j] * row[j])
+                below, density = normal_distribution(row[j])
+                grad[j] *= below + row[j] * density
         else:
             for j in range(n):
                 u, slope = _sigmoid_argument(row[j], kind)
@@ -308,7 +329,7 @@ def _by_rows(kernel, x, out, eps, *others):
         return
     rows = [as_rows(one) for one in (x, *others, out)]
     n = rows[0].shape[1]
-    parallel_for(kernel, len(rows[0]), _GRAIN // n, n, core_dtype(x.dtype).type(eps), *map(describe, rows))
+    parallel_for(kernel, len(rows[0]), grain(n), n, core_dtype(x.dtype).type(eps), *map(describe, rows))
 
 
 @jit

@@ -1,5 +1,8 @@
 """Elementary functions that vectorise: LLVM has no vector exponential of its own."""
 
+# An intrinsic is called without the typing context it is defined with.
+# pyright: reportCallIssue=false
+
 import math
 
 import numpy as np
@@ -111,37 +114,71 @@ def softplus(x):
     return max(x, type(x)(0)) + math.log1p(exponential(-abs(x)))
 
 
-def upper_normal(x):
-    """Φ(x), the standard normal distribution function, to the relative precision of the dtype also where it is small.
+@intrinsic
+def fused(typingctx, a, b, c):
+    """a · b + c, rounded once."""
 
-    In float32 by the rational Chebyshev fit of erfc of Press et al., "Numerical Recipes", section 6.2.
+    def codegen(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return a(a, a, a), codegen
+
+
+MILLS = (
+    0.70665666, -0.433692012, 0.131986979, 0.00923587574, -0.0163861855, -0.00160083005, 0.00252393282, 0.00068441277,
+    -0.000311622943, -0.000157702421,
+)  # fmt: skip
+
+
+def normal_distribution(x):
+    """(Φ(x), φ(x)): the standard normal distribution function and its density, both to the relative precision of
+    the dtype also where they are small, for which the rounding of x² is made good.
+
+    In float32 Φ(−y) = exp(−y²/2) t P(1 − 5t) with t = 1/(y + 5/2) and a degree-9 polynomial P, fitted by weighted
+    least squares to the Mills ratio on [0, 15]; within 3 units in the last place.
     """
-    return math.erfc(-x * math.sqrt(0.5)) / 2
+    return math.erfc(-x * math.sqrt(0.5)) / 2, math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
-@overload(upper_normal, jit_options={"fastmath": {"contract"}, "nogil": True, "error_model": "numpy"})
-def _upper_normal(x):
+@overload(normal_distribution, jit_options={"fastmath": {"contract"}, "nogil": True, "error_model": "numpy"})
+def _normal_distribution(x):
     if x != types.float32:
-        return lambda x: math.erfc(-x * 0.7071067811865476) * 0.5
+        return _normal_distribution_float64
     f = np.float32
-    half, one, root_half = f(0.5), f(1), f(0.7071067811865476)
-    c0, c1, c2, c3, c4 = f(-1.26551223), f(1.00002368), f(0.37409196), f(0.09678418), f(-0.18628806)
-    c5, c6, c7, c8, c9 = f(0.27886807), f(-1.13520398), f(1.48851587), f(-0.82215223), f(0.17087277)
+    half, one, shift, twice_shift, far = f(0.5), f(1), f(2.5), f(5), f(15)
+    scale = f(1 / math.sqrt(2 * math.pi))
+    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 = map(f, MILLS)
 
     def fitted(x):
-        z = abs(x) * root_half
-        t = one / (one + half * z)
+        size = abs(x)
+        y = size if size < far else far
+        t = one / (y + shift)
+        q = one - twice_shift * t
         p = c9
-        p = p * t + c8
-        p = p * t + c7
-        p = p * t + c6
-        p = p * t + c5
-        p = p * t + c4
-        p = p * t + c3
-        p = p * t + c2
-        p = p * t + c1
-        p = p * t + c0
-        tail = t * exponential(p - z * z) * half
-        return tail if x < 0 else one - tail
+        p = p * q + c8
+        p = p * q + c7
+        p = p * q + c6
+        p = p * q + c5
+        p = p * q + c4
+        p = p * q + c3
+        p = p * q + c2
+        p = p * q + c1
+        p = p * q + c0
+        square = y * y
+        density = exponential(-half * square)
+        density -= density * half * fused(y, y, -square)
+        tail = density * t * p
+        below = tail if x < 0 else one - tail
+        return below if x == x else x, density * scale
 
     return fitted
+
+
+def _normal_distribution_float64(x):
+    z, square = -x * 0.7071067811865476, x * x
+    if not abs(x) < 40:
+        return math.erfc(z) * 0.5, math.exp(-0.5 * square)
+    density = math.exp(-0.5 * square)
+    density -= density * 0.5 * fused(x, x, -square)
+    missing = fused(-x, 0.7071067811865476, -z) + x * 4.833646656726457e-17  # of z, beyond its last place
+    return math.erfc(z) * 0.5 - density * missing * 0.5641895835477563, density * 0.3989422804014327

@@ -3,9 +3,11 @@
 One kernel decodes, normalises and cuts, straight into the matrix that BLAS multiplies.
 """
 
+import math
+
 import numpy as np
 from saccade.kernels.numba.compilation import jit
-from saccade.kernels.numba.layers import as_rows, raised
+from saccade.kernels.numba.layers import as_rows, raised, rounded, silent
 from saccade.kernels.numba.memory import UINT8, core_dtype, describe, load_row, store_row
 from saccade.kernels.numba.threads import parallel_for
 
@@ -15,35 +17,37 @@ def patch_embed(images, weight, bias=None, *, mean=None, std=None):
     return patch_embed_forward(images, weight, bias, mean=mean, std=std)[0]
 
 
+@silent
 def patch_embed_forward(images, weight, bias=None, *, mean=None, std=None):
     """``patch_embed`` and what ``patch_embed_backward`` needs: (images, weight, bias, mean, std)."""
     patches = _patches(images, weight, mean, std)
-    out = patches @ raised(weight).reshape(len(weight), -1).T
+    out = patches @ _flat(weight).T
     if bias is not None:
         out += raised(bias)
-    out = (
-        out.reshape(len(images), -1, len(weight))
-        if len(images)
-        else out.reshape(0, _count(images, weight), len(weight))
-    )
-    return out.astype(weight.dtype, copy=False), (images, weight, bias, mean, std)
+    out = out.reshape(len(images), _count(images, weight), len(weight))
+    return rounded(out, weight), (images, weight, bias, mean, std)
 
 
+@silent
 def patch_embed_backward(saved, grad_out):
     """Gradients for images (None for uint8), weight and bias."""
     images, weight, bias, mean, std = saved
     grad = as_rows(raised(grad_out))
     grad_weight = (grad.T @ _patches(images, weight, mean, std)).reshape(weight.shape)
-    grad_bias = None if bias is None else grad.sum(0).astype(bias.dtype, copy=False)
+    grad_bias = None if bias is None else rounded(grad.sum(0), bias)
     grad_images = None
     if images.dtype != np.uint8:
-        grad_patches = grad @ raised(weight).reshape(len(weight), -1)
+        grad_patches = grad @ _flat(weight)
         grad_images = np.empty(images.shape, images.dtype)
         _, inverse = _affine(images, weight, mean, std)
         sizes = (*images.shape, weight.shape[-1])
         items = images.shape[0] * (images.shape[1] // weight.shape[-1])
         parallel_for(_uncut, items, 1, describe(grad_images), sizes, inverse, grad_patches)
-    return grad_images, grad_weight.astype(weight.dtype, copy=False), grad_bias
+    return grad_images, rounded(grad_weight, weight), grad_bias
+
+
+def _flat(weight):
+    return raised(weight).reshape(len(weight), math.prod(weight.shape[1:]))
 
 
 def _count(images, weight):
@@ -54,8 +58,9 @@ def _count(images, weight):
 def _affine(images, weight, mean, std):
     """The mean to subtract and the deviation to divide by, per channel."""
     core, c = core_dtype(weight.dtype), images.shape[3]
-    centre = np.zeros(c, core) if mean is None else np.asarray(mean, core)
-    return centre, np.ones(c, core) if std is None else np.asarray(std, core)
+    centre, deviation = np.zeros(c, core), np.ones(c, core)
+    centre[:], deviation[:] = 0 if mean is None else mean, 1 if std is None else std
+    return centre, deviation
 
 
 def _patches(images, weight, mean, std):
