@@ -1,0 +1,98 @@
+"""``saccade demo``: the systems at a small size on real pictures, ending with one page to look at."""
+
+import contextlib
+import importlib
+import json
+import shutil
+import time
+from pathlib import Path
+
+from saccade.recipes import report
+
+SECTIONS = {
+    "palette": "1. A palette of 512 colours",
+    "imagegpt": "2. ImageGPT: predicting pixels",
+    "vit": "3. ViT: naming digits",
+    "clip": "4. CLIP: pictures and captions",
+    "kernels": "5. The kernels on this machine",
+}
+
+
+def run(out="report", *, quick=False, seed=0, sections=tuple(SECTIONS)):
+    """Make ``out/index.html`` and print its path.
+
+    Finished sections are kept in ``out/unfinished`` until all are done, so that an interrupted run goes on where it
+    stopped; a finished one starts anew.
+
+    Args:
+        out: the folder.
+        quick: smaller sizes.
+        seed: of everything that is drawn.
+        sections: which of ``SECTIONS``.
+    """
+    import matplotlib
+    import torch
+    from rich.console import Console
+
+    matplotlib.use("Agg")
+    console, out = Console(), Path(out)
+    kept = out / "unfinished" / ("quick" if quick else "full") / str(seed)
+    start, done = time.perf_counter(), {}
+    try:
+        for name in sections:
+            torch.manual_seed(seed)
+            done[name] = _section(name, kept / f"{name}.json", quick, seed, console)
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. Finished: {', '.join(done) or 'nothing'}; the same command goes on from there.")
+        raise SystemExit(130) from None
+    minutes = (time.perf_counter() - start) / 60
+    size = "at the smaller sizes of --quick" if quick else "at its full size"
+    introduction = report.paragraph(
+        "Small models trained from nothing on photographs and digits that ship with scikit-image and scikit-learn, "
+        f"{size}, in {minutes:.1f} minutes on this machine."
+    )
+    page = report.page("Saccade", introduction, [(SECTIONS[name], one["html"]) for name, one in done.items()])
+    report.write(out / "index.html", page)
+    report.write(out / "facts.json", json.dumps({name: one["facts"] for name, one in done.items()}, indent=1))
+    shutil.rmtree(out / "unfinished", ignore_errors=True)
+    console.print(f"Done in {minutes:.1f} minutes: [bold]{(out / 'index.html').resolve()}[/bold]")
+    return {name: one["facts"] for name, one in done.items()}
+
+
+def _section(name, file, quick, seed, console):
+    if file.exists():
+        console.print(f"{SECTIONS[name]}: kept from the interrupted run")
+        return json.loads(file.read_text(encoding="utf-8"))
+    module = importlib.import_module(f"saccade.recipes.demo_{name}")
+    with _progress(SECTIONS[name], console) as progress:
+        facts, html = module.section(quick, seed, progress)
+    section = {"facts": facts, "html": html}
+    report.write(file, json.dumps(section))
+    shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in facts.items()}
+    console.print({key: value for key, value in shown.items() if not isinstance(value, dict)})
+    return section
+
+
+@contextlib.contextmanager
+def _progress(title, console):
+    """A function that wraps a sized iterable and shows a bar with the time left."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None)
+
+        def progress(items):
+            bar.update(task, total=len(items))
+            for item in items:
+                yield item
+                bar.advance(task)
+
+        yield progress
