@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+FOLDERS := $(shell find bindings reference kernels bench -type d -not -name __pycache__)
+INSTALL := $(BIN)/python -m pip install --config-settings editable_mode=strict --editable
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/installed-demo
@@ -18,23 +20,25 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-$(BIN)/python:
+# Every stamp is made last, so that what was interrupted is taken up again. A strict editable installation links
+# files one by one, so a folder that gains or loses a file is installed again.
+$(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "saccade needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	    { echo "this Python cannot make virtual environments: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
+	touch $@
 
-# The stamps are made last, so that an interrupted installation is taken up again.
-$(VENV)/installed-demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --config-settings editable_mode=strict --editable '.[demo]'
+$(VENV)/installed-demo: pyproject.toml $(FOLDERS) | $(VENV)/made
+	$(INSTALL) '.[demo]'
 	touch $@
 
 # timm and open_clip ask for a torchvision whose own requirement would replace torch: they come without theirs.
-$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --config-settings editable_mode=strict --editable '.[dev]'
-	$(BIN)/python -m pip install --no-deps torchvision timm open_clip_torch
+$(VENV)/installed-dev: pyproject.toml $(FOLDERS) | $(VENV)/made
+	$(INSTALL) '.[dev]'
+	$(BIN)/python -m pip install --no-deps torchvision==0.29.2 timm==1.0.31 open_clip_torch==3.3.0
 	touch $@
 
 clean:

@@ -1,6 +1,9 @@
 """The command line: ``saccade info`` and ``saccade demo``."""
 
+import importlib.util
 import sys
+
+DEMO_NEEDS = ("torch", "skimage", "sklearn", "PIL", "matplotlib", "regex", "hypothesis")
 
 
 def main():
@@ -30,6 +33,9 @@ def _application(typer):
         seed: int = typer.Option(0, help="Seed of everything that is drawn."),
     ):
         """Palette, ImageGPT, ViT, CLIP and kernels on real pictures: ends with one page to look at."""
+        absent = [name for name in DEMO_NEEDS if importlib.util.find_spec(name) is None]
+        if absent:
+            sys.exit(f'saccade demo needs {", ".join(absent)}: pip install "saccade[demo]"')
         from saccade.recipes.demo import run
 
         run(out, quick=quick, seed=seed)

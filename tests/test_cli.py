@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def run(*arguments, before="pass"):
     program = f"import sys; {before}; sys.argv = ['saccade', *{arguments!r}]; from saccade.cli import main; main()"
@@ -27,3 +29,16 @@ def test_without_typer_one_sentence_says_what_to_install():
     done = run("info", before="sys.modules['typer'] = None")
     assert done.returncode == 1
     assert done.stderr.strip() == 'the saccade command needs typer: pip install "saccade[cli]"'
+
+
+@pytest.mark.parametrize("missing", ["numba", "llvmlite", "torch", "triton", "cupy"])
+def test_info_outlives_what_is_missing(missing):
+    done = run("info", before=f"sys.modules['{missing}'] = None")
+    assert done.returncode == 0, done.stderr
+    assert f"{missing} is not installed" in " ".join(done.stdout.replace("│", " ").split())
+
+
+def test_demo_without_its_libraries_says_what_to_install():
+    done = run("demo", before="sys.modules['skimage'] = None")
+    assert done.returncode == 1
+    assert done.stderr.strip() == 'saccade demo needs skimage: pip install "saccade[demo]"'

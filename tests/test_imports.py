@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).parents[1].resolve()
 FRAMEWORKS = ("torch", "triton", "cupy", "numba", "matplotlib")
 
 
@@ -32,3 +34,8 @@ print(saccade.clip_loss(q[0, 0], q[0, 0], 1.0, backend="reference").round(4))
 def test_no_folder_of_ours_is_importable_by_its_own_name():
     program = "import sys, saccade.ops, saccade.numpy; print({'reference', 'kernels', 'bindings'} & set(sys.modules))"
     assert run(program) == "set()"
+
+
+def test_no_folder_of_ours_is_on_the_path():
+    path = {Path(entry).resolve() for entry in run("import sys, saccade; print(*sys.path, sep='\\n')").splitlines()}
+    assert not path & {ROOT, *(ROOT / name for name in ("reference", "kernels", "bindings", "bench"))}
