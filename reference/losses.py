@@ -30,15 +30,25 @@ def softmax_cross_entropy_backward(saved, grad_loss):
     wide = upcast(logits)
     targets, counted = _targets(wide, labels, ignore_index, label_smoothing)
     grad_rows = np.where(counted, _spread(grad_loss, len(wide), counted.sum(), reduction), 0).astype(wide.dtype)
-    grad = np.exp(log_softmax(wide)) * targets.sum(1, keepdims=True) - targets
+    log_weights, total = log_softmax(wide), targets.sum(1, keepdims=True)
+    grad = np.where(total == 1, _less(log_weights, targets), np.exp(log_weights) * total - targets)
     return (rounded(np.where(counted[:, None], grad * grad_rows[:, None], 0), logits),)
 
 
 def log_softmax(logits):
     """logits − log sum_k exp(logits), along the last axis, in the dtype given."""
     top = logits.max(-1, keepdims=True)
-    shifted = logits - np.where(np.isfinite(top), top, 0)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    finite = np.isfinite(top)
+    shifted = logits - np.where(finite, top, 0)
+    weights = np.exp(shifted)
+    # one largest weight, 1, is left to log1p, so that a weight all but 1 has a log with all its digits
+    ones = np.where(finite, np.arange(logits.shape[-1]) == logits.argmax(-1, keepdims=True), False)
+    return shifted - np.log1p(np.where(ones, 0, weights).sum(-1, keepdims=True) - np.where(finite, 0, 1))
+
+
+def _less(log_weights, targets):
+    """exp(log weight) − target, also where both are all but 1."""
+    return np.where(targets == 1, np.expm1(log_weights), np.exp(log_weights) - targets)
 
 
 def _sum_products(targets, log_weights):
@@ -158,7 +168,8 @@ def clip_loss_backward(saved, grad_loss):
     """
     images, texts, logit_scale = saved
     logits = _pair_logits(images, texts, logit_scale)
-    both = np.exp(log_softmax(logits)) + np.exp(log_softmax(logits.T)).T - 2 * np.eye(len(logits), dtype=logits.dtype)
+    own = np.eye(len(logits), dtype=logits.dtype)
+    both = _less(log_softmax(logits), own) + _less(log_softmax(logits.T), own).T
     return _pair_gradients(images, texts, logit_scale, upcast(grad_loss) * both / (2 * len(logits)))
 
 

@@ -155,8 +155,8 @@ def _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre):
     grad_x = np.empty(total.shape, total.dtype)
     partial = np.zeros((2, -(-len(rows) // ROWS), total.shape[-1]), inverse.dtype)
     parallel_for(
-        _norm_rows_backward, partial.shape[1], grain(ROWS * total.shape[-1]), describe(rows),
-        describe(grads), added, private(scale, inverse.dtype), centre, mean, inverse, describe(as_rows(grad_x)), partial,
+        _norm_rows_backward, partial.shape[1], grain(ROWS * total.shape[-1]), describe(rows), describe(grads), added,
+        private(scale, inverse.dtype), centre, mean, inverse, describe(as_rows(grad_x)), partial,
     )  # fmt: skip
     grad_scale, grad_bias = partial.sum(1)
     return grad_x, rounded(grad_scale, scale), grad_bias

@@ -3,18 +3,32 @@
 Logits that are products (``linear_cross_entropy``, ``clip_loss``, ``siglip_loss``) exist one tile at a time, a block
 of rows by a block of columns, and are recomputed in the backward pass. Each gradient has a pass of its own, in which
 a thread owns the rows it adds to, so the bits do not depend on the number of threads.
+
+A row's own logit, at its label or in its pair, is what the others are measured against: its loss is
+log1p(sum_others exp(logit − own)), and its weight less 1 is expm1(−loss). Both keep their relative precision when the
+row is all but certain, where log-sum-exp minus own, and weight minus 1, would cancel.
 """
+
+import math
 
 import numpy as np
 from saccade.kernels.numba.compilation import jit
-from saccade.kernels.numba.mathematics import exponential, exponentials, row_dot, row_max, row_sum, sigmoid, softplus
+from saccade.kernels.numba.layers import grain, private, silent
+from saccade.kernels.numba.mathematics import (
+    exponential,
+    exponentials,
+    fused,
+    row_max,
+    row_sum,
+    sigmoid,
+    softplus,
+)
 from saccade.kernels.numba.memory import core_dtype, describe, load_block, load_block_transposed, load_row, store_row
 from saccade.kernels.numba.products import product, wide
 from saccade.kernels.numba.threads import parallel_for
 
 # Tile sizes, multiples of the product's tile; they do not change which function is computed.
 ROWS, COLUMNS = 64, 96
-_GRAIN = 1 << 13
 _NOTHING = (0, 0, 0, 0)
 
 
@@ -31,7 +45,7 @@ def softmax_cross_entropy_forward(logits, labels, *, ignore_index=-100, label_sm
     integers, soft = _split_labels(labels, ignore_index)
     smoothing = core.type(label_smoothing)
     arrays = logits.shape[1], describe(logits), integers, _NOTHING if soft is None else describe(soft), smoothing
-    parallel_for(_cross_entropy_rows, len(logits), _GRAIN // logits.shape[1], *arrays, per_row, lse)
+    parallel_for(_cross_entropy_rows, len(logits), grain(logits.shape[1]), *arrays, per_row, lse)
     loss = _reduce(per_row, _counted(integers, soft), reduction)
     return loss, (logits, labels, lse, ignore_index, label_smoothing, reduction)
 
@@ -44,8 +58,8 @@ def softmax_cross_entropy_backward(saved, grad_loss):
     grad_logits = np.empty(logits.shape, logits.dtype)
     smoothing = lse.dtype.type(label_smoothing)
     arrays = logits.shape[1], describe(logits), integers, _NOTHING if soft is None else describe(soft), smoothing
-    grain = _GRAIN // logits.shape[1]
-    parallel_for(_cross_entropy_rows_backward, len(logits), grain, *arrays, lse, grad_rows, describe(grad_logits))
+    outputs = grad_rows, describe(grad_logits)
+    parallel_for(_cross_entropy_rows_backward, len(logits), grain(logits.shape[1]), *arrays, *outputs)
     return (grad_logits,)
 
 
@@ -61,34 +75,34 @@ def _counted(integers, soft):
     return int((integers >= 0).sum()) if soft is None else len(soft)
 
 
+@silent
 def _reduce(per_row, count, reduction):
     if reduction == "none":
         return per_row
     total = per_row.sum()
-    if reduction == "mean":
-        with np.errstate(invalid="ignore"):
-            total = total / total.dtype.type(count)
-    return np.asarray(total)
+    return np.asarray(total / total.dtype.type(count) if reduction == "mean" else total)
 
 
+@silent
 def _spread(grad_loss, rows, count, reduction, core):
     """The gradient of each row's loss."""
-    grad = np.asarray(grad_loss).astype(core)
-    if reduction == "mean":
-        with np.errstate(invalid="ignore", divide="ignore"):
-            grad = grad / core.type(count)
-    return np.ascontiguousarray(np.broadcast_to(grad, (rows,)))
+    grad = np.asarray(grad_loss, core)
+    return private(np.broadcast_to(grad / core.type(count) if reduction == "mean" else grad, (rows,)), core)
+
+
+@jit
+def _finite(x):
+    return x if np.isfinite(x) else type(x)(0)
 
 
 @jit
 def _cross_entropy_rows(start, stop, k, logits, labels, soft, smoothing, per_row, lse):
     dtype = lse.dtype
     row, target, shifted = np.empty(k, dtype), np.empty(k, dtype), np.empty(k, dtype)
-    zero, share = dtype.type(0), smoothing / dtype.type(k)
+    zero, one, share = dtype.type(0), dtype.type(1), smoothing / dtype.type(k)
     for i in range(start, stop):
         load_row(row, logits[0] + i * logits[2], logits[3], logits[1])
-        top = row_max(row)
-        top = top if np.isfinite(top) else zero
+        top = _finite(row_max(row))
         shifted[:] = row
         exponentials(shifted, top)
         lse[i] = top + np.log(row_sum(shifted))
@@ -96,10 +110,13 @@ def _cross_entropy_rows(start, stop, k, logits, labels, soft, smoothing, per_row
         if soft[0] != 0:
             load_row(target, soft[0] + i * soft[2], soft[3], soft[1])
             for j in range(k):
-                weight = target[j] * (dtype.type(1) - smoothing) + share
+                weight = target[j] * (one - smoothing) + share
                 loss += weight * (lse[i] - row[j]) if weight != 0 else zero
         elif labels[i] >= 0:
-            loss = (dtype.type(1) - smoothing) * (lse[i] - row[labels[i]])
+            own = row[labels[i]]
+            shifted[labels[i]] = zero
+            if smoothing != 1:
+                loss = (one - smoothing) * (top - own + math.log1p(row_sum(shifted) + math.expm1(own - top)))
             if smoothing != 0:
                 for j in range(k):
                     shifted[j] = lse[i] - row[j]
@@ -108,38 +125,34 @@ def _cross_entropy_rows(start, stop, k, logits, labels, soft, smoothing, per_row
 
 
 @jit
-def _cross_entropy_rows_backward(start, stop, k, logits, labels, soft, smoothing, lse, grad_rows, grad_logits):
-    dtype = lse.dtype
+def _cross_entropy_rows_backward(start, stop, k, logits, labels, soft, smoothing, grad_rows, grad_logits):
+    dtype = grad_rows.dtype
     row, target = np.empty(k, dtype), np.empty(k, dtype)
     share = smoothing / dtype.type(k)
     for i in range(start, stop):
         load_row(row, logits[0] + i * logits[2], logits[3], logits[1])
         # from the maximum again rather than from lse, whose own rounding would be an error of every weight
-        top = row_max(row)
-        exponentials(row, top if np.isfinite(top) else dtype.type(0))
-        total = row_sum(row)
-        for j in range(k):
-            row[j] /= total
+        exponentials(row, _finite(row_max(row)))
+        grad = grad_rows[i]
         if soft[0] != 0:
             load_row(target, soft[0] + i * soft[2], soft[3], soft[1])
             for j in range(k):
                 target[j] = target[j] * (dtype.type(1) - smoothing) + share
-            whole = row_sum(target)
+            ratio = row_sum(target) / row_sum(row)
             for j in range(k):
-                row[j] = (row[j] * whole - target[j]) * grad_rows[i]
+                row[j] = (row[j] * ratio - target[j]) * grad
         elif labels[i] >= 0:
-            _label_gradient(row, labels[i], smoothing, share, grad_rows[i])
+            own = row[labels[i]]
+            row[labels[i]] = 0
+            others = row_sum(row)
+            total = others + own
+            for j in range(k):
+                row[j] = (row[j] / total - share) * grad
+            less_one = -others / total if np.isfinite(total) else own / total - dtype.type(1)
+            row[labels[i]] = (less_one + smoothing - share) * grad
         else:
             row[:] = 0
         store_row(grad_logits[0] + i * grad_logits[2], grad_logits[3], grad_logits[1], row)
-
-
-@jit
-def _label_gradient(row, label, smoothing, share, grad):
-    """A row of softmax weights -> (weights − smoothed one-hot) · grad."""
-    row[label] -= row.dtype.type(1) - smoothing
-    for j in range(row.shape[0]):
-        row[j] = (row[j] - share) * grad
 
 
 def sigmoid_cross_entropy(logits, targets, *, reduction="mean"):
@@ -151,7 +164,7 @@ def sigmoid_cross_entropy_forward(logits, targets, *, reduction="mean"):
     """``sigmoid_cross_entropy`` and what ``sigmoid_cross_entropy_backward`` needs: (logits, targets, reduction)."""
     per_row = np.empty(len(logits), core_dtype(logits.dtype))
     k = logits.shape[1]
-    parallel_for(_sigmoid_rows, len(logits), _GRAIN // max(k, 1), k, describe(logits), describe(targets), per_row)
+    parallel_for(_sigmoid_rows, len(logits), grain(k), k, describe(logits), describe(targets), per_row)
     return _reduce(per_row, len(logits), reduction), (logits, targets, reduction)
 
 
@@ -162,7 +175,7 @@ def sigmoid_cross_entropy_backward(saved, grad_loss):
     grad_logits = np.empty(logits.shape, logits.dtype)
     k = logits.shape[1]
     arrays = describe(logits), describe(targets), grad_rows, describe(grad_logits)
-    parallel_for(_sigmoid_rows_backward, len(logits), _GRAIN // max(k, 1), k, *arrays)
+    parallel_for(_sigmoid_rows_backward, len(logits), grain(k), k, *arrays)
     return (grad_logits,)
 
 
@@ -194,30 +207,33 @@ def linear_cross_entropy(hidden, weight, labels, *, ignore_index=-100, label_smo
     return linear_cross_entropy_forward(hidden, weight, labels, **options)[0]
 
 
+@silent
 def linear_cross_entropy_forward(hidden, weight, labels, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
-    """``linear_cross_entropy`` and (hidden, weight, labels, lse, ignore_index, label_smoothing, reduction)."""
+    """``linear_cross_entropy`` and (hidden, weight, labels, lse − own, ignore_index, label_smoothing, reduction)."""
     core = core_dtype(hidden.dtype)
     n, (k, e) = len(hidden), weight.shape
     integers, _ = _split_labels(labels, ignore_index)
-    lse, picked, mean = (np.empty(n, core) for _ in range(3))
-    arrays = (n, k, e), describe(hidden), describe(weight), core.type(1), integers
-    parallel_for(_product_statistics, -(-n // ROWS), 1, *arrays, lse, picked, mean)
-    smoothing = core.type(label_smoothing)
-    per_row = (1 - smoothing) * (lse - picked) + (smoothing * (lse - mean) if smoothing else 0)
-    loss = _reduce(np.where(integers >= 0, per_row, 0).astype(core), _counted(integers, None), reduction)
-    return loss, (hidden, weight, labels, lse, ignore_index, label_smoothing, reduction)
+    relative, mean = np.empty(n, core), np.empty(n, core)
+    own = _own_products(hidden, weight, integers, core)
+    arrays = (n, k, e), describe(hidden), describe(weight), core.type(1), integers, own
+    parallel_for(_product_statistics, -(-n // ROWS), 1, *arrays, relative, mean)
+    per_row = np.where(integers >= 0, relative - (core.type(label_smoothing) * mean if label_smoothing else 0), 0)
+    loss = _reduce(per_row.astype(core, copy=False), _counted(integers, None), reduction)
+    return loss, (hidden, weight, labels, relative, ignore_index, label_smoothing, reduction)
 
 
 def linear_cross_entropy_backward(saved, grad_loss):
     """Gradients for hidden and weight."""
-    hidden, weight, labels, lse, ignore_index, label_smoothing, reduction = saved
+    hidden, weight, labels, relative, ignore_index, label_smoothing, reduction = saved
     n, (k, e) = len(hidden), weight.shape
     integers, _ = _split_labels(labels, ignore_index)
-    grad_rows = _spread(grad_loss, n, _counted(integers, None), reduction, lse.dtype)
+    core = relative.dtype
+    grad_rows = _spread(grad_loss, n, _counted(integers, None), reduction, core)
     grad_hidden, grad_weight = np.empty(hidden.shape, hidden.dtype), np.empty(weight.shape, weight.dtype)
-    arrays = (n, k, e), describe(hidden), describe(weight), integers, lse.dtype.type(label_smoothing), lse, grad_rows
-    parallel_for(_linear_backward_hidden, -(-n // ROWS), 1, *arrays, describe(grad_hidden))
-    parallel_for(_linear_backward_weight, -(-k // COLUMNS), 1, *arrays, describe(grad_weight))
+    own = _own_products(hidden, weight, integers, core)
+    arrays = (n, k, e), describe(hidden), describe(weight), integers, core.type(label_smoothing), own, relative
+    parallel_for(_linear_backward_hidden, -(-n // ROWS), 1, *arrays, grad_rows, describe(grad_hidden))
+    parallel_for(_linear_backward_weight, -(-k // COLUMNS), 1, *arrays, grad_rows, describe(grad_weight))
     return grad_hidden, grad_weight
 
 
@@ -226,62 +242,88 @@ def _rows_at(array, row):
     return array[0] + row * array[2]
 
 
+def _own_products(a, b, labels, core):
+    """a_i · b_label for each row, in the very bits of the tiles; 0 where there is no label."""
+    own = np.zeros(len(a), core)
+    parallel_for(_dots, len(a), grain(a.shape[1]), a.shape[1], describe(a), describe(b), labels, own)
+    return own
+
+
 @jit
-def _product_statistics(start, stop, sizes, a, b, scale, labels, lse, picked, mean):
-    """Per row i of scale · A Bᵀ: log-sum-exp, the logit at labels[i], and the mean logit; blocks of ROWS rows."""
+def _dots(start, stop, e, a, b, labels, own):
+    row, other = np.empty(e, own.dtype), np.empty(e, own.dtype)
+    for i in range(start, stop):
+        if labels[i] >= 0:
+            load_row(row, _rows_at(a, i), a[3], a[1])
+            load_row(other, _rows_at(b, labels[i]), b[3], b[1])
+            total = own.dtype.type(0)
+            for j in range(e):
+                total = fused(row[j], other[j], total)
+            own[i] = total
+
+
+@jit
+def _product_statistics(start, stop, sizes, a, b, scale, labels, own, relative, mean):
+    """Per row i of scale · A Bᵀ: log-sum-exp and the mean logit, both less the logit at labels[i]; ROWS at a time."""
     n, k, e = sizes
-    dtype = lse.dtype
-    a_block, b_block = np.empty((ROWS, e), dtype), np.empty((e, wide(lse, COLUMNS)), dtype)
-    logits, line = np.empty((ROWS, wide(lse, COLUMNS)), dtype), np.empty(e, dtype)
+    dtype = relative.dtype
+    a_block, b_block = np.empty((ROWS, e), dtype), np.empty((e, wide(relative, COLUMNS)), dtype)
+    logits, line = np.empty((ROWS, wide(relative, COLUMNS)), dtype), np.empty(e, dtype)
     top, total, whole = np.empty(ROWS, dtype), np.empty(ROWS, dtype), np.empty(ROWS, dtype)
     for block in range(start, stop):
         first = block * ROWS
         rows = min(ROWS, n - first)
         load_block(a_block, a, a[2], a[3], _rows_at(a, first), rows, e)
-        top[:], total[:], whole[:] = -np.inf, 0, 0
+        top[:], total[:], whole[:] = 0, 0, 0
         for first_column in range(0, k, COLUMNS):
             columns = min(COLUMNS, k - first_column)
             load_block_transposed(b_block, line, b, b[2], b[3], _rows_at(b, first_column), columns, e)
             product(a_block, e, 1, b_block, logits, rows, columns, e, 0)
             for i in range(rows):
-                row = logits[i, :columns]
+                row, level = logits[i, :columns], _finite(own[first + i])
                 for j in range(columns):
-                    row[j] *= scale
-                if 0 <= labels[first + i] - first_column < columns:
-                    picked[first + i] = row[labels[first + i] - first_column]
+                    row[j] = scale * (row[j] - level)
                 whole[i] += row_sum(row)
+                at = labels[first + i] - first_column
+                if 0 <= at < columns and np.isfinite(own[first + i]):
+                    row[at] = -np.inf  # its share of the sum, exp(0), is added last
                 highest = max(top[i], row_max(row))
-                shift = highest if np.isfinite(highest) else dtype.type(0)
+                shift = _finite(highest)
                 exponentials(row, shift)
                 total[i] = total[i] * exponential(top[i] - shift) + row_sum(row)
                 top[i] = highest
         for i in range(rows):
-            shift = top[i] if np.isfinite(top[i]) else dtype.type(0)
-            lse[first + i] = shift + np.log(total[i])
+            shift, level = _finite(top[i]), own[first + i]
+            loss = shift + math.log1p(total[i] + math.expm1(-shift))
+            relative[first + i] = loss if np.isfinite(level) else loss - scale * level
             mean[first + i] = whole[i] / dtype.type(k)
 
 
 @jit
-def _label_tile(logits, labels, smoothing, share, lse, grad_rows, first, rows, first_column, columns):
+def _label_tile(logits, labels, smoothing, share, own, relative, grad_rows, first, rows, first_column, columns):
     """A tile of logits -> its gradient."""
     for i in range(rows):
-        row = logits[i, :columns]
+        row, level = logits[i, :columns], _finite(own[first + i])
+        loss, grad = relative[first + i], grad_rows[first + i]
         if labels[first + i] < 0:
             row[:] = 0
             continue
-        exponentials(row, lse[first + i])
+        for j in range(columns):
+            row[j] = exponential(row[j] - level - loss)
         at = labels[first + i] - first_column
         if 0 <= at < columns:
-            row[at] -= row.dtype.type(1) - smoothing
+            row[at] = math.expm1(-loss) + smoothing
         for j in range(columns):
-            row[j] = (row[j] - share) * grad_rows[first + i]
+            row[j] = (row[j] - share) * grad
 
 
 @jit
-def _linear_backward_hidden(start, stop, sizes, hidden, weight, labels, smoothing, lse, grad_rows, grad_hidden):
+def _linear_backward_hidden(
+    start, stop, sizes, hidden, weight, labels, smoothing, own, relative, grad_rows, grad_hidden
+):
     n, k, e = sizes
-    dtype = lse.dtype
-    wide_k, wide_e = wide(lse, COLUMNS), wide(lse, e)
+    dtype = relative.dtype
+    wide_k, wide_e = wide(relative, COLUMNS), wide(relative, e)
     a_block, b_block, b_rows = (
         np.empty((ROWS, e), dtype),
         np.empty((e, wide_k), dtype),
@@ -300,17 +342,19 @@ def _linear_backward_hidden(start, stop, sizes, hidden, weight, labels, smoothin
             load_block_transposed(b_block, line, weight, weight[2], weight[3], address, columns, e)
             load_block(b_rows, weight, weight[2], weight[3], address, columns, e)
             product(a_block, e, 1, b_block, logits, rows, columns, e, 0)
-            _label_tile(logits, labels, smoothing, share, lse, grad_rows, first, rows, first_column, columns)
+            _label_tile(logits, labels, smoothing, share, own, relative, grad_rows, first, rows, first_column, columns)
             product(logits, wide_k, 1, b_rows, total, rows, e, columns, 1)
         for i in range(rows):
             store_row(_rows_at(grad_hidden, first + i), grad_hidden[3], grad_hidden[1], total[i, :e])
 
 
 @jit
-def _linear_backward_weight(start, stop, sizes, hidden, weight, labels, smoothing, lse, grad_rows, grad_weight):
+def _linear_backward_weight(
+    start, stop, sizes, hidden, weight, labels, smoothing, own, relative, grad_rows, grad_weight
+):
     n, k, e = sizes
-    dtype = lse.dtype
-    wide_k, wide_e = wide(lse, COLUMNS), wide(lse, e)
+    dtype = relative.dtype
+    wide_k, wide_e = wide(relative, COLUMNS), wide(relative, e)
     a_block, b_block = np.empty((ROWS, wide_e), dtype), np.empty((e, wide_k), dtype)
     logits, total, line = np.empty((ROWS, wide_k), dtype), np.empty((COLUMNS, wide_e), dtype), np.empty(e, dtype)
     share = smoothing / dtype.type(k)
@@ -323,7 +367,7 @@ def _linear_backward_weight(start, stop, sizes, hidden, weight, labels, smoothin
             rows = min(ROWS, n - first)
             load_block(a_block, hidden, hidden[2], hidden[3], _rows_at(hidden, first), rows, e)
             product(a_block, wide_e, 1, b_block, logits, rows, columns, e, 0)
-            _label_tile(logits, labels, smoothing, share, lse, grad_rows, first, rows, first_column, columns)
+            _label_tile(logits, labels, smoothing, share, own, relative, grad_rows, first, rows, first_column, columns)
             product(logits, 1, wide_k, a_block, total, columns, e, rows, 1)
         for j in range(columns):
             store_row(_rows_at(grad_weight, first_column + j), grad_weight[3], grad_weight[1], total[j, :e])
@@ -334,27 +378,29 @@ def clip_loss(image_embeddings, text_embeddings, logit_scale):
     return clip_loss_forward(image_embeddings, text_embeddings, logit_scale)[0]
 
 
+@silent
 def clip_loss_forward(image_embeddings, text_embeddings, logit_scale):
-    """``clip_loss`` and (image embeddings, text embeddings, logit_scale, lse of the rows, lse of the columns)."""
+    """``clip_loss`` and (image embeddings, text embeddings, logit_scale, loss of each image, loss of each text)."""
     core = core_dtype(image_embeddings.dtype)
     n, e = image_embeddings.shape
     scale, own = core.type(logit_scale), np.arange(n)
     images, texts = describe(image_embeddings), describe(text_embeddings)
-    row_lse, column_lse, diagonal, mean = (np.empty(n, core) for _ in range(4))
-    blocks = -(-n // ROWS)
-    parallel_for(_product_statistics, blocks, 1, (n, n, e), texts, images, scale, own, column_lse, diagonal, mean)
-    parallel_for(_product_statistics, blocks, 1, (n, n, e), images, texts, scale, own, row_lse, diagonal, mean)
-    loss = (((row_lse - diagonal) + (column_lse - diagonal)) / 2).mean()
-    return np.asarray(loss), (image_embeddings, text_embeddings, logit_scale, row_lse, column_lse)
+    image_loss, text_loss, unused = (np.empty(n, core) for _ in range(3))
+    sizes, blocks, products = (n, n, e), -(-n // ROWS), _own_products(image_embeddings, text_embeddings, own, core)
+    parallel_for(_product_statistics, blocks, 1, sizes, images, texts, scale, own, products, image_loss, unused)
+    parallel_for(_product_statistics, blocks, 1, sizes, texts, images, scale, own, products, text_loss, unused)
+    loss = ((image_loss + text_loss) / 2).sum() / core.type(n)
+    return np.asarray(loss), (image_embeddings, text_embeddings, logit_scale, image_loss, text_loss)
 
 
+@silent
 def clip_loss_backward(saved, grad_loss):
     """Gradients for the image embeddings, the text embeddings and logit_scale (None if that is a number)."""
-    images, texts, logit_scale, row_lse, column_lse = saved
-    core, n = row_lse.dtype, len(images)
-    factor = core.type(grad_loss) / core.type(2 * n)
-    statistics = row_lse, column_lse, core.type(logit_scale), core.type(0), factor
-    return _pair_gradients(images, texts, logit_scale, statistics, False)[:3]
+    images, texts, logit_scale, image_loss, text_loss = saved
+    core, n = image_loss.dtype, len(images)
+    factors = core.type(logit_scale), core.type(0), core.type(grad_loss) / core.type(2 * n)
+    own = _own_products(images, texts, np.arange(n), core)
+    return _pair_gradients(images, texts, logit_scale, (own, image_loss, text_loss), factors, False)[:3]
 
 
 def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
@@ -362,6 +408,7 @@ def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
     return siglip_loss_forward(image_embeddings, text_embeddings, logit_scale, logit_bias)[0]
 
 
+@silent
 def siglip_loss_forward(image_embeddings, text_embeddings, logit_scale, logit_bias):
     """``siglip_loss`` and what ``siglip_loss_backward`` needs: its arguments."""
     core = core_dtype(image_embeddings.dtype)
@@ -371,29 +418,30 @@ def siglip_loss_forward(image_embeddings, text_embeddings, logit_scale, logit_bi
     arrays = describe(image_embeddings), describe(text_embeddings)
     parallel_for(_siglip_rows, -(-n // ROWS), 1, (n, n, e), *arrays, *factors, per_row)
     saved = image_embeddings, text_embeddings, logit_scale, logit_bias
-    return np.asarray(per_row.mean()), saved
+    return np.asarray(per_row.sum() / core.type(n)), saved
 
 
+@silent
 def siglip_loss_backward(saved, grad_loss):
     """Gradients for both embeddings, logit_scale and logit_bias (None where a number was given)."""
     images, texts, logit_scale, logit_bias = saved
     core, n = core_dtype(images.dtype), len(images)
     unused = np.zeros(n, core)
-    statistics = unused, unused, core.type(logit_scale), core.type(logit_bias), core.type(grad_loss) / core.type(n)
-    *gradients, bias_rows = _pair_gradients(images, texts, logit_scale, statistics, True)
+    factors = core.type(logit_scale), core.type(logit_bias), core.type(grad_loss) / core.type(n)
+    *gradients, bias_rows = _pair_gradients(images, texts, logit_scale, (unused,) * 3, factors, True)
     given = isinstance(logit_bias, np.ndarray)
     return *gradients, np.asarray(bias_rows.sum()).astype(logit_bias.dtype) if given else None
 
 
-def _pair_gradients(images, texts, logit_scale, statistics, pairwise):
+def _pair_gradients(images, texts, logit_scale, statistics, factors, pairwise):
     """Gradients for images, texts, logit_scale, and per row of logits their sum."""
-    row_lse, column_lse, *factors = statistics
+    own, image_loss, text_loss = statistics
     n, e = images.shape
     grad_images, grad_texts = np.empty(images.shape, images.dtype), np.empty(texts.shape, texts.dtype)
-    scale_rows, bias_rows, unused = np.empty((3, n), row_lse.dtype)
+    scale_rows, bias_rows, unused = np.empty((3, n), own.dtype)
     sizes, blocks = (n, n, e), -(-n // ROWS)
-    swapped = describe(texts), describe(images), column_lse, row_lse, *factors, pairwise
-    straight = describe(images), describe(texts), row_lse, column_lse, *factors, pairwise
+    swapped = describe(texts), describe(images), own, text_loss, image_loss, *factors, pairwise
+    straight = describe(images), describe(texts), own, image_loss, text_loss, *factors, pairwise
     parallel_for(_pair_backward, blocks, 1, sizes, *swapped, describe(grad_texts), unused, unused)
     parallel_for(_pair_backward, blocks, 1, sizes, *straight, describe(grad_images), scale_rows, bias_rows)
     given = isinstance(logit_scale, np.ndarray)
@@ -424,14 +472,35 @@ def _siglip_rows(start, stop, sizes, a, b, scale, bias, per_row):
 
 
 @jit
+def _pairwise_gradient(grads, products, scale, bias, factor, at):
+    """A row of products -> the gradients of its logits in ``grads``, their products with it in ``products``."""
+    for j in range(grads.shape[0]):
+        logit = scale * products[j] + bias
+        grads[j] = factor * (-sigmoid(-logit) if j == at else sigmoid(logit))
+        products[j] *= grads[j]
+
+
+@jit
+def _softmax_gradient(grads, products, scale, factor, own, loss, owns, losses, at):
+    """The same for both softmaxes: that of the row, and those of the columns that it crosses."""
+    for j in range(grads.shape[0]):
+        over, across = products[j] - own, products[j] - owns[j]
+        weight, weight_across = exponential(scale * over - loss), exponential(scale * across - losses[j])
+        grads[j] = factor * (weight + weight_across)
+        products[j] = factor * (weight * over + weight_across * across)
+    if 0 <= at < grads.shape[0]:
+        grads[at] = factor * (math.expm1(-loss) + math.expm1(-losses[at]))
+
+
+@jit
 def _pair_backward(
-    start, stop, sizes, a, b, lse_a, lse_b, scale, bias, factor, pairwise, grad_a, scale_rows, bias_rows
+    start, stop, sizes, a, b, own, loss_a, loss_b, scale, bias, factor, pairwise, grad_a, scale_rows, bias_rows
 ):
-    """dA = scale · G B with G the gradient of the logits, for ROWS rows of A at a time; and per row the sums
-    G · (A Bᵀ), for the scale, and of G, for the bias."""
+    """dA = scale · G B with G the gradient of the logits, for ROWS rows of A at a time; and per row the gradients of
+    the scale, sum G · (A Bᵀ), in which own products are left out of either softmax's share, and of the bias, sum G."""
     n, k, e = sizes
-    dtype = lse_a.dtype
-    wide_k, wide_e = wide(lse_a, COLUMNS), wide(lse_a, e)
+    dtype = own.dtype
+    wide_k, wide_e = wide(own, COLUMNS), wide(own, e)
     a_block, b_block, b_rows = (
         np.empty((ROWS, e), dtype),
         np.empty((e, wide_k), dtype),
@@ -439,7 +508,6 @@ def _pair_backward(
     )
     products, total, line = np.empty((ROWS, wide_k), dtype), np.empty((ROWS, wide_e), dtype), np.empty(e, dtype)
     grads = np.empty((ROWS, wide_k), dtype)
-    zero, two = dtype.type(0), dtype.type(2)
     for block in range(start, stop):
         first = block * ROWS
         rows = min(ROWS, n - first)
@@ -452,17 +520,16 @@ def _pair_backward(
             load_block(b_rows, b, b[2], b[3], _rows_at(b, first_column), columns, e)
             product(a_block, e, 1, b_block, products, rows, columns, e, 0)
             for i in range(rows):
-                own = first + i - first_column
+                at = first + i - first_column
                 if pairwise:
-                    for j in range(columns):
-                        logit = scale * products[i, j] + bias
-                        grads[i, j] = factor * (-sigmoid(-logit) if j == own else sigmoid(logit))
+                    _pairwise_gradient(grads[i, :columns], products[i, :columns], scale, bias, factor, at)
                 else:
-                    for j in range(columns):
-                        logit = scale * products[i, j]
-                        weights = exponential(logit - lse_a[first + i]) + exponential(logit - lse_b[first_column + j])
-                        grads[i, j] = factor * (weights - (two if j == own else zero))
-                scale_rows[first + i] += row_dot(grads[i, :columns], products[i, :columns])
+                    rest = slice(first_column, first_column + columns)
+                    _softmax_gradient(
+                        grads[i, :columns], products[i, :columns], scale, factor, own[first + i], loss_a[first + i],
+                        own[rest], loss_b[rest], at,
+                    )  # fmt: skip
+                scale_rows[first + i] += row_sum(products[i, :columns])
                 bias_rows[first + i] += row_sum(grads[i, :columns])
             product(grads, wide_k, 1, b_rows, total, rows, e, columns, 1)
         for i in range(rows):
