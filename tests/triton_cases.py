@@ -10,6 +10,10 @@ from saccade.testing import strategies
 from saccade.torch.arrays import from_numpy, to_numpy
 
 
+# layouts that a tensor can have: torch has no misaligned and no read-only arrays
+LAYOUTS = ("dense", "reversed axes", "every other", "broadcast")
+
+
 def on_tensors(module, device):
     """A backend module for tensors, in the form the gate takes: NumPy in, NumPy out."""
 

@@ -12,12 +12,10 @@ from hypothesis import given, settings, strategies as st
 from saccade.kernels.triton import attention, losses
 from saccade.kernels.triton.memory import INTERPRETED
 from saccade.testing import gate, strategies
-from triton_cases import ATTENTION, CROSS_ENTROPY, cross_entropy_inputs, on_tensors
+from triton_cases import ATTENTION, CROSS_ENTROPY, LAYOUTS, cross_entropy_inputs, on_tensors
 
 ATTENTION_KERNELS = on_tensors(attention, "cpu")
 LOSS_KERNELS = on_tensors(losses, "cpu")
-# layouts that a tensor can have: torch has no misaligned and no read-only arrays
-LAYOUTS = ("dense", "reversed axes", "every other", "broadcast")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The given NumPy array is not writable"),  # broadcast arrays: they are only read

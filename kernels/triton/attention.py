@@ -18,8 +18,10 @@ from saccade.kernels.triton.memory import (
     double_bits,
     from_double_bits,
     load_block,
+    load_row,
     product,
     store_block,
+    store_row,
     types,
 )
 
@@ -97,7 +99,10 @@ def _tiles(query, value):
             f"{LONGEST_ROW // query.element_size()} for {query.dtype} on a GPU"
         )
     side = 64 if row <= 256 else 32 if row <= 512 else 16
-    return {"BLOCK_T": side, "BLOCK_S": side, "BLOCK_D": block_d, "BLOCK_E": block_e}
+    return {
+        "BLOCK_T": side, "BLOCK_S": side, "BLOCK_D": block_d, "BLOCK_E": block_e,
+        "num_warps": 4 if row <= 128 else 8, "num_stages": 2 if row <= 256 else 1,
+    }  # fmt: skip
 
 
 @triton.jit
@@ -120,16 +125,15 @@ def _length(key_lengths, i_b, s):
 
 @triton.jit
 def _scores(
-    b_query, b_key, mask, bias, i_b, i_h, i_t, i_s, t, s, length, scale,
-    CAUSAL: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr,
+    b_products, mask, bias, i_b, i_h, i_t, i_s, t, s, length, scale, CAUSAL: tl.constexpr, CORE: tl.constexpr
 ):  # fmt: skip
-    """scale Q Kᵀ + bias for a block of queries and a block of keys, −inf where a key may not be seen."""
-    b_scores = scale * product(b_query, tl.trans(b_key), CORE, PRODUCT)
+    """scale Q Kᵀ + bias from the products of a block, −inf where a key may not be seen; i_t, i_s as in load_block."""
+    b_scores = scale * b_products
     if bias is not None:
         b_scores += load_block(bias, i_b, i_h, i_t, i_s, t, length).to(CORE)
-    m_seen = (i_t < t)[:, None] & (i_s < length)[None, :]
+    m_seen = (i_t < t) & (i_s < length)
     if CAUSAL:
-        m_seen = m_seen & (i_s[None, :] <= i_t[:, None] + (s - t))
+        m_seen = m_seen & (i_s <= i_t + (s - t))
     if mask is not None:
         m_seen = m_seen & (load_block(mask, i_b, i_h, i_t, i_s, t, length) != 0)
     return tl.where(m_seen, b_scores, float("-inf"))
@@ -148,48 +152,40 @@ def _forward(
     CORE: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     i_b, i_h, first_t = _place(t, h, BLOCK_T)
-    i_t = first_t + tl.arange(0, BLOCK_T).to(tl.int64)
-    i_d, i_e = tl.arange(0, BLOCK_D).to(tl.int64), tl.arange(0, BLOCK_E).to(tl.int64)
+    i_t = (first_t + tl.arange(0, BLOCK_T).to(tl.int64))[:, None]
+    i_d, i_e = tl.arange(0, BLOCK_D).to(tl.int64)[None, :], tl.arange(0, BLOCK_E).to(tl.int64)[None, :]
     scale = from_double_bits(scale_bits, CORE)
     length = _length(key_lengths, i_b, s)
     end = length
     if CAUSAL:
         end = tl.minimum(length, first_t + BLOCK_T + s - t)
     b_query = load_block(query, i_b, i_h, i_t, i_d, t, d)
-    b_top = tl.full([BLOCK_T], float("-inf"), CORE)
-    b_total = tl.zeros([BLOCK_T], CORE)
+    b_top = tl.full([BLOCK_T, 1], float("-inf"), CORE)
+    b_total = tl.zeros([BLOCK_T, 1], CORE)
     b_out = tl.zeros([BLOCK_T, BLOCK_E], CORE)
     for first_s in range(0, end, BLOCK_S):
         i_s = first_s + tl.arange(0, BLOCK_S).to(tl.int64)
-        b_key = load_block(key, i_b, i_h, i_s, i_d, length, d)
-        b_value = load_block(value, i_b, i_h, i_s, i_e, length, e)
-        b_scores = _scores(
-            b_query, b_key, mask, bias, i_b, i_h, i_t, i_s, t, s, length, scale, CAUSAL, CORE, PRODUCT
-        )  # fmt: skip
-        b_new_top = tl.maximum(b_top, tl.max(b_scores, 1))
+        b_key = load_block(key, i_b, i_h, i_s[:, None], i_d, length, d)
+        b_value = load_block(value, i_b, i_h, i_s[:, None], i_e, length, e)
+        b_products = product(b_query, tl.trans(b_key), CORE, PRODUCT)
+        b_scores = _scores(b_products, mask, bias, i_b, i_h, i_t, i_s[None, :], t, s, length, scale, CAUSAL, CORE)
+        b_new_top = tl.maximum(b_top, tl.max(b_scores, 1, keep_dims=True))
         b_shift = _finite_or_zero(b_new_top)
-        b_weights = tl.exp(b_scores - b_shift[:, None])
+        b_weights = tl.exp(b_scores - b_shift)
         b_rescale = tl.exp(b_top - b_shift)
-        b_total = b_total * b_rescale + tl.sum(b_weights, 1)
-        b_out = b_out * b_rescale[:, None] + product(b_weights, b_value, CORE, PRODUCT)
+        b_total = b_total * b_rescale + tl.sum(b_weights, 1, keep_dims=True)
+        b_out = b_out * b_rescale + product(b_weights, b_value, CORE, PRODUCT)
         b_top = b_new_top
-    b_out = b_out / tl.where(b_total == 0, 1.0, b_total)[:, None]
+    b_out = b_out / tl.where(b_total == 0, 1.0, b_total)
     store_block(out, i_b, i_h, i_t, i_e, t, e, b_out)
-    p_lse = lse[0] + i_b * lse[1] + i_h * lse[2] + i_t * lse[3]
-    tl.store(p_lse, tl.log(b_total) + _finite_or_zero(b_top), mask=i_t < t)
+    store_row(lse, i_b, i_h, i_t, t, tl.log(b_total) + _finite_or_zero(b_top))
 
 
 @triton.jit
-def _weights_and_score_gradients(
-    b_query, b_key, b_value, b_grad_out, b_lse, b_row_sums, mask, bias, i_b, i_h, i_t, i_s, t, s, length, scale,
-    CAUSAL: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr,
-):  # fmt: skip
-    """P and dS for a block of queries and a block of keys."""
-    b_scores = _scores(b_query, b_key, mask, bias, i_b, i_h, i_t, i_s, t, s, length, scale, CAUSAL, CORE, PRODUCT)
-    b_weights = tl.exp(b_scores - _finite_or_zero(b_lse)[:, None])
-    b_grad_weights = product(b_grad_out, tl.trans(b_value), CORE, PRODUCT)
-    b_grad_scores = b_weights * (b_grad_weights - b_row_sums[:, None])
-    return b_weights, tl.where(b_weights == 0, 0.0, b_grad_scores)
+def _weights_and_score_gradients(b_scores, b_grad_weights, b_lse, b_row_sums):
+    """P and dS of a block from its scores and dP."""
+    b_weights = tl.exp(b_scores - _finite_or_zero(b_lse))
+    return b_weights, tl.where(b_weights == 0, 0.0, b_weights * (b_grad_weights - b_row_sums))
 
 
 @triton.jit(do_not_specialize=["scale_bits"])
@@ -201,8 +197,8 @@ def _backward_queries(
 ):  # fmt: skip
     """dQ, and on the way rowsum(dO * O) − dlse, which ``_backward_keys`` needs, and dS if the bias asks for it."""
     i_b, i_h, first_t = _place(t, h, BLOCK_T)
-    i_t = first_t + tl.arange(0, BLOCK_T).to(tl.int64)
-    i_d, i_e = tl.arange(0, BLOCK_D).to(tl.int64), tl.arange(0, BLOCK_E).to(tl.int64)
+    i_t = (first_t + tl.arange(0, BLOCK_T).to(tl.int64))[:, None]
+    i_d, i_e = tl.arange(0, BLOCK_D).to(tl.int64)[None, :], tl.arange(0, BLOCK_E).to(tl.int64)[None, :]
     scale = from_double_bits(scale_bits, CORE)
     length = _length(key_lengths, i_b, s)
     end = length
@@ -211,23 +207,22 @@ def _backward_queries(
     b_query = load_block(query, i_b, i_h, i_t, i_d, t, d)
     b_grad_out = load_block(grad_out, i_b, i_h, i_t, i_e, t, e)
     b_out = load_block(out, i_b, i_h, i_t, i_e, t, e)
-    b_lse = tl.load(lse[0] + i_b * lse[1] + i_h * lse[2] + i_t * lse[3], mask=i_t < t, other=0)
-    b_row_sums = tl.sum(b_grad_out.to(CORE) * b_out.to(CORE), 1)
+    b_lse = load_row(lse, i_b, i_h, i_t, t)
+    b_row_sums = tl.sum(b_grad_out.to(CORE) * b_out.to(CORE), 1, keep_dims=True)
     if grad_lse is not None:
-        p_grad_lse = grad_lse[0] + i_b * grad_lse[1] + i_h * grad_lse[2] + i_t * grad_lse[3]
-        b_row_sums -= tl.load(p_grad_lse, mask=i_t < t, other=0).to(CORE)
-    tl.store(row_sums[0] + i_b * row_sums[1] + i_h * row_sums[2] + i_t * row_sums[3], b_row_sums, mask=i_t < t)
+        b_row_sums -= load_row(grad_lse, i_b, i_h, i_t, t).to(CORE)
+    store_row(row_sums, i_b, i_h, i_t, t, b_row_sums)
     b_grad_query = tl.zeros([BLOCK_T, BLOCK_D], CORE)
     for first_s in range(0, end, BLOCK_S):
         i_s = first_s + tl.arange(0, BLOCK_S).to(tl.int64)
-        b_key = load_block(key, i_b, i_h, i_s, i_d, length, d)
-        b_value = load_block(value, i_b, i_h, i_s, i_e, length, e)
-        _, b_grad_scores = _weights_and_score_gradients(
-            b_query, b_key, b_value, b_grad_out, b_lse, b_row_sums, mask, bias, i_b, i_h, i_t, i_s, t, s, length,
-            scale, CAUSAL, CORE, PRODUCT,
-        )  # fmt: skip
+        b_key = load_block(key, i_b, i_h, i_s[:, None], i_d, length, d)
+        b_value = load_block(value, i_b, i_h, i_s[:, None], i_e, length, e)
+        b_products = product(b_query, tl.trans(b_key), CORE, PRODUCT)
+        b_scores = _scores(b_products, mask, bias, i_b, i_h, i_t, i_s[None, :], t, s, length, scale, CAUSAL, CORE)
+        b_grad_weights = product(b_grad_out, tl.trans(b_value), CORE, PRODUCT)
+        _, b_grad_scores = _weights_and_score_gradients(b_scores, b_grad_weights, b_lse, b_row_sums)
         if grad_scores is not None:
-            store_block(grad_scores, i_b, i_h, i_t, i_s, t, length, b_grad_scores)
+            store_block(grad_scores, i_b, i_h, i_t, i_s[None, :], t, length, b_grad_scores)
         b_grad_query += product(b_grad_scores, b_key, CORE, PRODUCT)
     store_block(grad_query, i_b, i_h, i_t, i_d, t, d, scale * b_grad_query)
 
@@ -239,9 +234,10 @@ def _backward_keys(
     CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     CORE: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
+    """dK and dV, from blocks of scores that lie transposed, keys down: nothing computed has to be turned round."""
     i_b, i_h, first_s = _place(s, h, BLOCK_S)
-    i_s = first_s + tl.arange(0, BLOCK_S).to(tl.int64)
-    i_d, i_e = tl.arange(0, BLOCK_D).to(tl.int64), tl.arange(0, BLOCK_E).to(tl.int64)
+    i_s = (first_s + tl.arange(0, BLOCK_S).to(tl.int64))[:, None]
+    i_d, i_e = tl.arange(0, BLOCK_D).to(tl.int64)[None, :], tl.arange(0, BLOCK_E).to(tl.int64)[None, :]
     scale = from_double_bits(scale_bits, CORE)
     length = _length(key_lengths, i_b, s)
     b_key = load_block(key, i_b, i_h, i_s, i_d, length, d)
@@ -253,16 +249,15 @@ def _backward_keys(
         start = tl.maximum(first_s - (s - t), 0) // BLOCK_T * BLOCK_T
     for first_t in range(start, t, BLOCK_T):
         i_t = first_t + tl.arange(0, BLOCK_T).to(tl.int64)
-        b_query = load_block(query, i_b, i_h, i_t, i_d, t, d)
-        b_grad_out = load_block(grad_out, i_b, i_h, i_t, i_e, t, e)
-        b_lse = tl.load(lse[0] + i_b * lse[1] + i_h * lse[2] + i_t * lse[3], mask=i_t < t, other=0)
-        p_row_sums = row_sums[0] + i_b * row_sums[1] + i_h * row_sums[2] + i_t * row_sums[3]
-        b_row_sums = tl.load(p_row_sums, mask=i_t < t, other=0)
-        b_weights, b_grad_scores = _weights_and_score_gradients(
-            b_query, b_key, b_value, b_grad_out, b_lse, b_row_sums, mask, bias, i_b, i_h, i_t, i_s, t, s, length,
-            scale, CAUSAL, CORE, PRODUCT,
-        )  # fmt: skip
-        b_grad_value += product(tl.trans(b_weights), b_grad_out, CORE, PRODUCT)
-        b_grad_key += product(tl.trans(b_grad_scores), b_query, CORE, PRODUCT)
+        b_query = load_block(query, i_b, i_h, i_t[:, None], i_d, t, d)
+        b_grad_out = load_block(grad_out, i_b, i_h, i_t[:, None], i_e, t, e)
+        b_lse = load_row(lse, i_b, i_h, i_t[None, :], t)
+        b_row_sums = load_row(row_sums, i_b, i_h, i_t[None, :], t)
+        b_products = product(b_key, tl.trans(b_query), CORE, PRODUCT)
+        b_scores = _scores(b_products, mask, bias, i_b, i_h, i_t[None, :], i_s, t, s, length, scale, CAUSAL, CORE)
+        b_grad_weights = product(b_value, tl.trans(b_grad_out), CORE, PRODUCT)
+        b_weights, b_grad_scores = _weights_and_score_gradients(b_scores, b_grad_weights, b_lse, b_row_sums)
+        b_grad_value += product(b_weights, b_grad_out, CORE, PRODUCT)
+        b_grad_key += product(b_grad_scores, b_query, CORE, PRODUCT)
     store_block(grad_key, i_b, i_h, i_s, i_d, s, d, scale * b_grad_key)
     store_block(grad_value, i_b, i_h, i_s, i_e, s, e, b_grad_value)

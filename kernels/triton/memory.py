@@ -57,18 +57,33 @@ def from_double_bits(bits, CORE: tl.constexpr):
 
 @triton.jit
 def load_block(x, i_b, i_h, i_row, i_column, rows, columns):
-    """A block of the matrix (b, h) of a 4-d array, 0 at and beyond ``rows`` and ``columns``."""
-    m_inside = (i_row < rows)[:, None] & (i_column < columns)[None, :]
-    p_x = x[0] + i_b * x[1] + i_h * x[2] + i_row[:, None] * x[3] + i_column[None, :] * x[4]
+    """A block of the matrix (b, h) of a 4-d array, 0 at and beyond ``rows`` and ``columns``.
+
+    One of the indices is a column and the other a row, which says how the block lies.
+    """
+    m_inside = (i_row < rows) & (i_column < columns)
+    p_x = x[0] + i_b * x[1] + i_h * x[2] + i_row * x[3] + i_column * x[4]
     return tl.load(p_x, mask=m_inside, other=0)
 
 
 @triton.jit
 def store_block(x, i_b, i_h, i_row, i_column, rows, columns, b_x):
     """Write what of ``b_x`` lies inside ``rows`` and ``columns``, rounded to the dtype of ``x``."""
-    m_inside = (i_row < rows)[:, None] & (i_column < columns)[None, :]
-    p_x = x[0] + i_b * x[1] + i_h * x[2] + i_row[:, None] * x[3] + i_column[None, :] * x[4]
+    m_inside = (i_row < rows) & (i_column < columns)
+    p_x = x[0] + i_b * x[1] + i_h * x[2] + i_row * x[3] + i_column * x[4]
     tl.store(p_x, b_x.to(x[0].dtype.element_ty), mask=m_inside)
+
+
+@triton.jit
+def load_row(x, i_b, i_h, i_row, rows):
+    """A block of the vector (b, h) of a 3-d array, 0 at and beyond ``rows``."""
+    return tl.load(x[0] + i_b * x[1] + i_h * x[2] + i_row * x[3], mask=i_row < rows, other=0)
+
+
+@triton.jit
+def store_row(x, i_b, i_h, i_row, rows, b_x):
+    """Write what of ``b_x`` lies inside ``rows``."""
+    tl.store(x[0] + i_b * x[1] + i_h * x[2] + i_row * x[3], b_x, mask=i_row < rows)
 
 
 @triton.jit

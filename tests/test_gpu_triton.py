@@ -1,0 +1,90 @@
+"""The Triton kernels on a GPU, against the reference through the gate; every test here is marked ``gpu``."""
+
+import numpy as np
+import pytest
+import saccade
+import torch
+from hypothesis import given
+from saccade.kernels.triton import attention, losses
+from saccade.testing import gate, strategies
+from triton_cases import ATTENTION, CROSS_ENTROPY, LAYOUTS, cross_entropy_inputs, on_tensors
+
+ATTENTION_KERNELS = on_tensors(attention, "cuda")
+LOSS_KERNELS = on_tensors(losses, "cuda")
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable"),  # broadcast arrays: they are only read
+]
+
+
+@given(strategies.attention_inputs(most=193, layouts=LAYOUTS))
+def test_attention_matches_the_reference(inputs):
+    arguments, options = inputs
+    gate.assert_right("attention", ATTENTION_KERNELS, arguments, options)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_matches_the_reference_where_it_is_awkward(name):
+    arguments, options = ATTENTION[name]()
+    judged = gate.assert_right("attention", ATTENTION_KERNELS, arguments, options)
+    assert gate.verdict(judged) == "PASS"
+
+
+@given(cross_entropy_inputs(LAYOUTS))
+def test_cross_entropy_matches_the_reference(inputs):
+    arguments, options = inputs
+    gate.assert_right("softmax_cross_entropy", LOSS_KERNELS, arguments, options)
+
+
+@pytest.mark.parametrize("name", CROSS_ENTROPY)
+def test_cross_entropy_matches_the_reference_where_it_is_awkward(name):
+    arguments, options = CROSS_ENTROPY[name]()
+    judged = gate.assert_right("softmax_cross_entropy", LOSS_KERNELS, arguments, options)
+    assert gate.verdict(judged) == "PASS"
+
+
+def test_results_have_the_same_bits_every_time_and_whatever_else_is_in_the_batch():
+    generator = torch.Generator("cuda").manual_seed(0)
+    tensors = [torch.randn(3, 2, 197, 72, device="cuda", generator=generator) for _ in range(4)]
+    whole = gradients_of_attention(*tensors)
+    for _ in range(3):
+        assert all(map(torch.equal, whole, gradients_of_attention(*tensors)))
+    alone = gradients_of_attention(*(x[1:2] for x in tensors))
+    assert all(torch.equal(a, b[1:2]) for a, b in zip(alone, whole, strict=True))
+
+
+def test_offsets_beyond_2_to_the_31_are_reached():
+    """The last of many keys lies 2³¹ elements after the first."""
+    rows = torch.zeros(2**24 + 2, 128, dtype=torch.float16, device="cuda")
+    key = rows[:: 2**24 + 1][None, None]
+    key[..., 1, :] = 1
+    query = torch.full((1, 1, 1, 128), 0.1, dtype=torch.float16, device="cuda")
+    expected = torch.softmax(torch.tensor([0, 12.8 / 128**0.5]), 0)[1]
+    assert abs(attention.attention(query, key, key)[0, 0, 0, 0].item() - expected.item()) < 1e-3
+
+
+def test_the_public_functions_run_them_and_differentiate():
+    rng = np.random.default_rng(0)
+    query, key, value, bias = (rng.standard_normal(s).astype(np.float32) for s in ((2, 2, 5, 8),) * 3 + ((5, 5),))
+    leaves = [torch.from_numpy(x).cuda().requires_grad_() for x in (query, key, value, bias)]
+    out, lse = saccade.attention(*leaves[:3], bias=leaves[3], causal=True, return_lse=True)
+    cotangents = gate.draw_cotangents((out.detach().cpu().numpy(), lse.detach().cpu().numpy()))
+    torch.autograd.backward([out, lse], [torch.from_numpy(x).cuda() for x in cotangents])
+    outputs, gradients = (tuple(x.detach().cpu().numpy() for x in xs) for xs in ((out, lse), [x.grad for x in leaves]))
+    options = {"bias": bias, "causal": True, "return_lse": True}
+    judged = gate.judge("attention", outputs, gradients, (query, key, value), options, cotangents)
+    gate.assert_judged(judged, "attention", (query, key, value), options)
+
+
+def test_a_bad_label_gives_nan_for_its_row_alone():
+    logits = torch.randn(3, 5, device="cuda", requires_grad=True)
+    loss = saccade.softmax_cross_entropy(logits, torch.tensor([0, 9, -100], device="cuda"), reduction="none")
+    loss.sum().backward()
+    assert torch.isnan(loss).tolist() == torch.isnan(logits.grad).all(1).tolist() == [False, True, False]
+
+
+def gradients_of_attention(query, key, value, grad_out):
+    """The output and the gradients for query, key and value."""
+    out, saved = attention.attention_forward(query, key, value, causal=True)
+    return out, *attention.attention_backward(saved, grad_out)[:3]

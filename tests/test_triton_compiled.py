@@ -1,0 +1,124 @@
+"""The Triton kernels compiled ahead of time for GPUs that are not here: they build, and fit those GPUs.
+
+The public functions are called on CPU tensors with a stand-in for Triton's driver, so that what is compiled is what
+a launch would compile, arguments and options included; nothing is run.
+"""
+
+import functools
+import re
+import subprocess
+
+import pytest
+import torch
+import triton
+from saccade.kernels.triton import attention, losses
+from saccade.kernels.triton.memory import INTERPRETED
+from triton.backends.compiler import GPUTarget
+
+# What a program may have: shared memory in bytes (NVIDIA's CUDA guide, AMD's ISA manual), 255 registers on NVIDIA.
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227 * 1024),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
+}
+KERNELS = {
+    attention: ("_forward", "_backward_queries", "_backward_keys"),
+    losses: ("_cross_entropy_rows", "_cross_entropy_rows_backward"),
+}
+
+
+class Driver:
+    """As much of a Triton driver as compiling asks for. Kernels are remembered by device: each target is one."""
+
+    def __init__(self, name):
+        self.get_current_target = lambda: TARGETS[name][0]
+        self.get_current_device = lambda: list(TARGETS).index(name)
+        self.get_current_stream = lambda device: 0
+
+
+class Recorder:
+    """A kernel that is compiled where it would be launched."""
+
+    def __init__(self, kernel, compiled):
+        self.kernel, self.compiled = kernel, compiled
+
+    def __getitem__(self, grid):
+        def compile_only(*arguments, **options):
+            self.compiled[self.kernel.__name__] = self.kernel.warmup(*arguments, grid=grid, **options)
+
+        return compile_only
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Compiles instead of launching for a target: kernels by name, filled as the public functions are called."""
+    found = {}
+    for module, names in KERNELS.items():
+        for name in names:
+            monkeypatch.setattr(module, name, Recorder(getattr(module, name), found))
+    return found
+
+
+def attention_kernels(dtype, d, e=None, extras=False, causal=False):
+    """Forward and backward; ``extras``: with a mask, a bias, lengths and lse."""
+    query, key, value = torch.zeros(2, 3, 65, d), torch.zeros(2, 3, 70, d), torch.zeros(2, 3, 70, e or d)
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    options = {"causal": causal}
+    if extras:
+        options |= {"mask": torch.ones(65, 70, dtype=torch.bool), "bias": torch.zeros(3, 1, 70, dtype=dtype)}
+        options |= {"key_lengths": torch.tensor([7, 70]), "return_lse": True}
+    out, saved = attention.attention_forward(query, key, value, **options)
+    attention.attention_backward(saved, *(out if extras else (out,)))
+
+
+def loss_kernels(dtype, k, soft=False):
+    """Forward and backward of softmax_cross_entropy."""
+    logits = torch.zeros(5, k, dtype=dtype)
+    labels = logits if soft else torch.zeros(5, dtype=torch.int64)
+    loss, saved = losses.softmax_cross_entropy_forward(logits, labels, label_smoothing=0.1)
+    losses.softmax_cross_entropy_backward(saved, loss)
+
+
+CALLS = {
+    "attention bf16 64": functools.partial(attention_kernels, torch.bfloat16, 64, causal=True),
+    "attention bf16 72, all options": functools.partial(attention_kernels, torch.bfloat16, 72, extras=True),
+    "attention f16 128": functools.partial(attention_kernels, torch.float16, 128),
+    "attention f32 128": functools.partial(attention_kernels, torch.float32, 128, causal=True),
+    "attention f32, the longest rows": functools.partial(attention_kernels, torch.float32, 512),
+    "attention f64 72": functools.partial(attention_kernels, torch.float64, 72),
+    "cross entropy bf16": functools.partial(loss_kernels, torch.bfloat16, 1000),
+    "cross entropy f64, soft": functools.partial(loss_kernels, torch.float64, 1000, soft=True),
+}
+# Everything usual for sm_90, and elsewhere what is closest to a limit there: compiling takes seconds each.
+COMPILED = [(call, "sm_90") for call in CALLS if "longest" not in call]
+COMPILED += [("attention bf16 72, all options", target) for target in ("sm_80", "sm_100", "gfx942")]
+COMPILED += [("attention f32, the longest rows", "sm_80"), ("attention f16 128", "sm_100")]
+COMPILED += [("attention f64 72", "gfx942"), ("cross entropy bf16", "gfx942")]
+
+
+def resources(cubin, tmp_path):
+    """(registers, bytes on the stack, bytes of shared memory) of a cubin."""
+    file = tmp_path / "kernel.cubin"
+    file.write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
+    report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return tuple(int(re.search(rf"{name}:(\d+)", report)[1]) for name in ("REG", "STACK", "SHARED"))
+
+
+@pytest.mark.parametrize("call, target", COMPILED)
+def test_kernels_compile_and_fit(call, target, compiled, monkeypatch, tmp_path):
+    assert not INTERPRETED
+    gpu, most_shared = TARGETS[target]
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target))
+    CALLS[call]()
+    assert any(compiled.keys() == set(names) for names in KERNELS.values())
+    for name, kernel in compiled.items():
+        assert kernel.metadata.shared <= most_shared, (name, kernel.metadata.shared)
+        if gpu.backend == "hip":
+            assert len(kernel.asm["hsaco"]) > 0
+            continue
+        registers, stack, shared = resources(kernel.asm["cubin"], tmp_path)
+        print(f"{call} {target} {name}: {registers=} {stack=} shared={shared + kernel.metadata.shared}")
+        # a few spilled registers are slow, not wrong; ten thousand bytes of them are a product taken the wrong way
+        assert 0 < registers <= 255 and stack <= 4096 and shared <= most_shared - kernel.metadata.shared
