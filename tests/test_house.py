@@ -33,7 +33,7 @@ def test_top_level_folders():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_a_file_is_one_thing_and_imports_absolutely(file):
-    assert len(file.read_text().splitlines()) <= 520
+    assert len(file.read_text().splitlines()) <= 560
     list(imports(file))
 
 

@@ -7,7 +7,7 @@ from saccade.recipes.photographs import crops, photographs, split
 from saccade.recipes.training import train
 
 SIDE = 16
-SIZES = {True: dict(width=96, depth=3, heads=3), False: dict(width=128, depth=4, heads=4)}
+SIZES = {True: dict(width=128, depth=3, heads=4), False: dict(width=128, depth=4, heads=4)}
 
 
 def histogram_nats(train_tokens, tokens):
@@ -66,7 +66,7 @@ def section(quick, seed, progress):
             evaluated[step] = held_out_nats(model, as_tensor(held_out))
         return model.loss(as_tensor(palette.encode(crops(seen, 24 if quick else 32, SIDE, rng)[0])))
 
-    steps = 150 if quick else 300
+    steps = 200 if quick else 320
     losses = train(model, loss_of, steps, peak=3e-3, progress=progress)
     evaluated[steps] = held_out_nats(model, as_tensor(held_out))
     accuracies = probe(model, palette, seen, as_tensor(held_out), labels, rng, 300 if quick else 800)
