@@ -7,6 +7,7 @@ lengths, scales inside arrays) are checked by ``saccade.values`` where they lie 
 import math
 
 import numpy as np
+
 from saccade.arrays import FLOATING, dtype_name, framework_of, is_floating
 
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")

@@ -47,6 +47,7 @@ def show_info():
     """Print what ``saccade info`` shows."""
     from rich.console import Console
     from rich.table import Table
+
     from saccade import environment
 
     console = Console()

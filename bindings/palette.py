@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
 from saccade.kernels.numba import palette as kernels
 
 GRID = 4096

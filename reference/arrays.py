@@ -1,6 +1,7 @@
 """The array functions that models need besides the operations, by the names they have on the face."""
 
 import numpy as np
+
 from saccade.reference.precision import rounded, upcast
 
 

@@ -13,6 +13,7 @@ Vaswani et al., "Attention Is All You Need", 2017, equation 1. Decided here and 
 """
 
 import numpy as np
+
 from saccade.reference.precision import compute_dtype, rounded, upcast
 
 

@@ -1,6 +1,7 @@
 """What CLIP's ResNets need besides a transformer's layers, channels last: the definitions."""
 
 import numpy as np
+
 from saccade.reference.precision import rounded, upcast
 
 

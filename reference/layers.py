@@ -7,6 +7,7 @@ rounded once, to the dtype of the first argument.
 import math
 
 import numpy as np
+
 from saccade.reference.precision import rounded, upcast
 
 

@@ -1,6 +1,7 @@
 """The losses: the definitions. Their values come in float32 at least, whatever the dtype of the inputs."""
 
 import numpy as np
+
 from saccade.reference.precision import rounded, upcast
 
 

@@ -1,6 +1,7 @@
 """Patch embedding: the definition."""
 
 import numpy as np
+
 from saccade.reference.layers import linear_backward, linear_forward
 from saccade.reference.precision import rounded, upcast
 

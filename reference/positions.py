@@ -1,6 +1,7 @@
 """Position embeddings: learned ones brought to another grid, and fixed sines and cosines."""
 
 import numpy as np
+
 from saccade.reference.precision import rounded, upcast
 
 

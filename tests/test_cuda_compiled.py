@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from cuda.bindings import nvrtc
+
 from saccade.kernels.cupy import device
 
 SOURCES = {"attention.cu": {"D": 72, "E": 64}, "losses.cu": {}}

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+
 from saccade.kernels.cupy import attention, device, losses
 from saccade.testing import gate, strategies
 

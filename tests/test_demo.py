@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+
 from saccade.recipes import demo, photographs, report
 from saccade.recipes.demo_imagegpt import bigram_nats, histogram_nats
 from saccade.recipes.training import learning_rate

@@ -6,8 +6,9 @@ import os
 
 import numpy as np
 import pytest
-import saccade
 import torch
+
+import saccade
 from saccade.families import FAMILIES
 from saccade.testing.gate import GRADIENTS
 
@@ -150,8 +151,9 @@ def test_kernels_work_in_a_forked_child_and_in_threads():
 
 
 def test_numba_settings_of_others_are_left_alone():
-    import saccade.kernels.numba.layers
     from numba.core import config
+
+    import saccade.kernels.numba.layers
 
     assert str(saccade.kernels.numba.compilation.cache_directory()) != config.CACHE_DIR
     assert os.environ.get("NUMBA_CACHE_DIR", "") == (config.CACHE_DIR or "")

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+
 from saccade.testing import gate, strategies
 
 pytestmark = pytest.mark.gpu
@@ -50,8 +51,9 @@ def test_softmax_cross_entropy_matches_the_reference(dtype, n, k, smoothing):
 
 
 def test_cuda_tensors_reach_these_kernels_by_name():
-    import saccade
     import torch
+
+    import saccade
 
     query = torch.randn(1, 2, 5, 8, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     by_cupy = saccade.attention(query, query, query, backend="cupy")
@@ -63,6 +65,7 @@ def test_cuda_tensors_reach_these_kernels_by_name():
 
 def test_cupy_arrays_reach_these_kernels():
     import cupy
+
     import saccade
 
     query = cupy.random.standard_normal((1, 2, 5, 8)).astype(cupy.float32)

@@ -5,15 +5,16 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-import saccade
 import torch
 import twins
+from support import assert_close64
+
+import saccade
 from saccade import reference
 from saccade.models import clip, imagegpt, initialization, transformer, vit
 from saccade.testing import gate, ordinary
 from saccade.testing.ways import ways
 from saccade.torch.arrays import from_numpy, to_numpy
-from support import assert_close64
 
 # --- the numbers of other libraries, float64, saccade.reference --------------------------------------------------
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+
 from saccade.kernels.numba import attention as kernels, threads
 from saccade.testing import gate, strategies
 

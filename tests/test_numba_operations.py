@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+
 from saccade.kernels.numba import convolution, layers, losses, patches, threads
 from saccade.testing import gate
 from saccade.testing.strategies import arrays, dtypes, lengths

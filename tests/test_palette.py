@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+
 from saccade.kernels.numba import palette as kernels, threads
 from saccade.palette import GRID, Palette
 from saccade.reference import palette as definition

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from saccade import reference
 from scipy import ndimage, special
 from support import assert_close64, assert_gradients
+
+from saccade import reference
 
 RNG = np.random.default_rng(0)
 LABELS = np.array([1, 0, -100, 3])

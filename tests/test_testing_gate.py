@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from saccade import reference as definition
 from saccade.kernels.numba import attention as right
 from saccade.testing import gate

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
-import saccade
 import torch
+
+import saccade
 from saccade.testing import gate
 from saccade.torch.arrays import from_numpy, to_numpy
 

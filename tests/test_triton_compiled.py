@@ -11,9 +11,10 @@ import subprocess
 import pytest
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
+
 from saccade.kernels.triton import attention, losses
 from saccade.kernels.triton.memory import INTERPRETED
-from triton.backends.compiler import GPUTarget
 
 # What a program may have: shared memory in bytes (NVIDIA's CUDA guide, AMD's ISA manual), 255 registers on NVIDIA.
 TARGETS = {

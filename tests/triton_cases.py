@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from saccade.testing import strategies
-from saccade.torch.arrays import from_numpy, to_numpy
 
+from saccade.testing import gate, strategies
+from saccade.torch.arrays import from_numpy, to_numpy
 
 # layouts that a tensor can have: torch has no misaligned and no read-only arrays
 LAYOUTS = ("dense", "reversed axes", "every other", "broadcast")
@@ -135,3 +135,13 @@ def cross_entropy_inputs(draw, layouts):
     labels = rng.integers(0, k, n).astype(draw(st.sampled_from([np.int64, np.int32])))
     labels[rng.random(n) < 0.2] = options.setdefault("ignore_index", draw(st.sampled_from([-100, -1, 0])))
     return (logits, labels), options
+
+
+def check_far_keys(module, device):
+    """Keys so far apart that the offset of the last, but no stride, exceeds 2³¹; most of the 4 GB are never touched."""
+    far = torch.empty(2**31 + 128, dtype=torch.float16, device=device).as_strided((1, 1, 33, 8), (0, 0, 2**26, 1))
+    rng = np.random.default_rng(0)
+    query, near = (rng.standard_normal(shape).astype(np.float16) for shape in ((1, 1, 3, 8), (1, 1, 33, 8)))
+    far.copy_(torch.from_numpy(near))
+    out = module.attention(torch.from_numpy(query).to(device), far, far).cpu().numpy()
+    gate.assert_judged(gate.judge("attention", out, None, (query, near, near)), "attention", (query, near, near))

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from triton_cases import ATTENTION, CROSS_ENTROPY, LAYOUTS, check_far_keys, cross_entropy_inputs, on_tensors
+
 from saccade.kernels.triton import attention, losses
 from saccade.kernels.triton.memory import INTERPRETED
 from saccade.testing import gate, strategies
-from triton_cases import ATTENTION, CROSS_ENTROPY, LAYOUTS, cross_entropy_inputs, on_tensors
 
 ATTENTION_KERNELS = on_tensors(attention, "cpu")
 LOSS_KERNELS = on_tensors(losses, "cpu")
@@ -78,6 +79,10 @@ def run_attention(query, key, value, key_lengths):
     """The output and the gradients for query, key and value."""
     out, saved = attention.attention_forward(query, key, value, key_lengths=key_lengths)
     return out, *attention.attention_backward(saved, torch.ones_like(out))[:3]
+
+
+def test_offsets_beyond_2_to_the_31_are_reached():
+    check_far_keys(attention, "cpu")
 
 
 def test_rows_too_long_for_a_tile_are_refused():

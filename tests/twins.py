@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import support
 import torch
+
 from saccade.models import clip, imagegpt, vit
 from saccade.models.initialization import prefixed
 from saccade.models.transformer import under

@@ -1,6 +1,7 @@
 """Section 4 of the demonstration: CLIP on digits with written captions."""
 
 import numpy as np
+
 from saccade.recipes import report
 from saccade.recipes.demo_vit import NORMAL
 from saccade.recipes.photographs import digits, shifted
@@ -16,6 +17,7 @@ CONTEXT = 32
 def section(quick, seed, progress):
     """(facts, HTML)."""
     import torch
+
     from saccade.models.clip import CLIPConfig, TextConfig, image_config
     from saccade.tokenizer import Tokenizer
     from saccade.torch import CLIP

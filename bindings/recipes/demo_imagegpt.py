@@ -1,6 +1,7 @@
 """Section 2 of the demonstration: ImageGPT on crops of photographs."""
 
 import numpy as np
+
 from saccade.palette import Palette
 from saccade.recipes import report
 from saccade.recipes.photographs import crops, photographs, split
@@ -43,6 +44,7 @@ def _histogram(tokens, colors=512):
 def section(quick, seed, progress):
     """(facts, HTML)."""
     import torch
+
     from saccade.models.imagegpt import ImageGPTConfig
     from saccade.torch import ImageGPT
 
@@ -121,6 +123,7 @@ def complete(model, palette, truth, seed):
 def probe(model, palette, seen, held_out, labels, rng, count):
     """Accuracy of a linear probe on each layer's features: which photograph is a held-out crop from?"""
     import torch
+
     from saccade.reference import ridge_few_shot
 
     images, train_labels = crops(seen, count, SIDE, rng)

@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+
 from saccade.recipes import report
 
 
@@ -97,8 +98,9 @@ def import_seconds():
 
 def section(quick, seed, progress):
     """(facts, HTML)."""
-    import saccade
     import torch
+
+    import saccade
 
     rows, facts = [], {}
     for operation, arguments, options, in_torch in progress(cases(quick)):

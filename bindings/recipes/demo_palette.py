@@ -1,6 +1,7 @@
 """Section 1 of the demonstration: 512 colours for all photographs."""
 
 import numpy as np
+
 from saccade.palette import Palette
 from saccade.recipes import report
 from saccade.recipes.photographs import photographs

@@ -1,6 +1,7 @@
 """Section 3 of the demonstration: a ViT on handwritten digits."""
 
 import numpy as np
+
 from saccade.recipes import report
 from saccade.recipes.photographs import digits, shifted
 from saccade.recipes.training import train
@@ -10,8 +11,9 @@ NORMAL = dict(mean=(0.3,), std=(0.38,))
 
 def section(quick, seed, progress):
     """(facts, HTML)."""
-    import saccade
     import torch
+
+    import saccade
     from saccade.models.vit import ViTConfig
     from saccade.torch import ViT
 
@@ -45,6 +47,7 @@ def section(quick, seed, progress):
 
 def _positions(parameters, config):
     from matplotlib import pyplot
+
     from saccade.reference import position_similarity
 
     similarity = position_similarity(parameters["embed.positions"], config.grid, prefix=config.prefix)
@@ -61,6 +64,7 @@ def _positions(parameters, config):
 
 def _filters(parameters):
     from matplotlib import pyplot
+
     from saccade.reference import filter_components
 
     pictures, shares = filter_components(parameters["embed.weight"], 4)
@@ -74,6 +78,7 @@ def _filters(parameters):
 
 def _distances(weights, config):
     from matplotlib import pyplot
+
     from saccade.reference import mean_attention_distance
 
     plot, axis = pyplot.subplots(figsize=(5.5, 3))

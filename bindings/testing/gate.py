@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
+
 from saccade import reference
 from saccade.reference.precision import compute_dtype
 from saccade.testing import ordinary

@@ -11,6 +11,7 @@ implementation without a fault may be expected to return, errors included. The f
 import math
 
 import numpy as np
+
 from saccade import reference
 from saccade.reference.attention import visible
 from saccade.testing.ways import BLOCK

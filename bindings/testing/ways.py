@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
+
 from saccade.reference.precision import compute_dtype
 
 BLOCK = 16

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
+
 from saccade.families import family_of
 from saccade.values import check_values
 

@@ -1,9 +1,10 @@
 """Attention for tensors: ``torch.ops.saccade`` operators and their autograd."""
 
 import torch
+from torch import Tensor
+
 from saccade.torch.arrays import call, compute_dtype, dense
 from saccade.torch.registration import absent, first_derivative, operator, present
-from torch import Tensor
 
 
 def _attention_shapes(query, key, value, mask, bias, causal, key_lengths, scale, backend):

@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from saccade.torch.arrays import call, compute_dtype, dense
 from saccade.torch.registration import absent, first_derivative, operator, own, present
-from torch import Tensor
 
 
 def linear(x, weight, bias=None, *, backend=None):

@@ -1,9 +1,10 @@
 """The losses for tensors: ``torch.ops.saccade`` operators and their autograd."""
 
 import torch
+from torch import Tensor
+
 from saccade.torch.arrays import call, compute_dtype, dense
 from saccade.torch.registration import first_derivative, operator
-from torch import Tensor
 
 
 def _statistic(x, rows):

@@ -4,12 +4,13 @@ The names in a state dict are those of the parameters dictionaries in ``saccade.
 depth exist here only.
 """
 
-import saccade
 import torch
+from torch import nn
+
+import saccade
 from saccade.models import clip, imagegpt, transformer, vit
 from saccade.models.initialization import check_parameters, draw
 from saccade.torch.arrays import from_numpy, to_numpy
-from torch import nn
 
 
 class Stage(nn.Module):
@@ -154,7 +155,7 @@ class ViT(Model):
     def resize(self, image_size, *, method="zoom"):
         """Interpolate the positions, in place, for another image size (see ``saccade.models.vit.resize``)."""
         old = self.embed.positions
-        own = {"embed.positions": to_numpy(old.detach().float().cpu())}
+        own = {"embed.positions": to_numpy(old.cpu())}
         own, config = vit.resize(own, self.config, image_size, method=method)
         self.embed.positions = nn.Parameter(from_numpy(own["embed.positions"]).to(old))
         self.config = config

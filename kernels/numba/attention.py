@@ -11,6 +11,7 @@ gradient of a block of queries, once for that of a block of keys, so no two thre
 import math
 
 import numpy as np
+
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.mathematics import exponential
 from saccade.kernels.numba.memory import (

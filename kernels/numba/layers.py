@@ -8,6 +8,7 @@ depend on the number of threads.
 import math
 
 import numpy as np
+
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.mathematics import normal_distribution, row_dot, row_sum, sigmoid
 from saccade.kernels.numba.memory import core_dtype, describe, load_row, store_row

@@ -12,6 +12,7 @@ row is all but certain, where log-sum-exp minus own, and weight minus 1, would c
 import math
 
 import numpy as np
+
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.layers import grain, private, silent
 from saccade.kernels.numba.mathematics import (

@@ -9,6 +9,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
+
 from saccade.kernels.numba.compilation import jit, jit_reassociating
 
 

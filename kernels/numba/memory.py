@@ -12,6 +12,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
 from saccade.kernels.numba.compilation import jit
 
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16, BOOL, UINT8 = range(6)

@@ -5,6 +5,7 @@ the result does not depend on where a thread begins.
 """
 
 import numpy as np
+
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.threads import parallel_for
 

@@ -6,6 +6,7 @@ One kernel decodes, normalises and cuts, straight into the matrix that BLAS mult
 import math
 
 import numpy as np
+
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.layers import as_rows, raised, rounded, silent
 from saccade.kernels.numba.memory import UINT8, core_dtype, describe, load_row, store_row

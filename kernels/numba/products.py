@@ -7,6 +7,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
 from saccade.kernels.numba.compilation import jit
 
 # One tile keeps ROWS x VECTORS vectors of 64 (AVX-512) or 32 bytes in registers. This does not change results:

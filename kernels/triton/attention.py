@@ -11,6 +11,7 @@ a gradient: dS is then stored whole, (b, h, t, s) in float32 at least, and summe
 import torch
 import triton
 import triton.language as tl
+
 from saccade.kernels.triton.memory import (
     FUSION,
     core_dtype,

@@ -7,6 +7,7 @@ log-sum-exp per row, from which the backward pass recomputes the softmax.
 import torch
 import triton
 import triton.language as tl
+
 from saccade.kernels.triton.memory import FUSION, core_dtype, describe, double_bits, from_double_bits, types
 
 # Columns read at a time; it does not change which function is computed.
