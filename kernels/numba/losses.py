@@ -15,21 +15,12 @@ import numpy as np
 
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.layers import grain, private, silent
-from saccade.kernels.numba.mathematics import (
-    exponential,
-    exponentials,
-    fused,
-    row_max,
-    row_sum,
-    sigmoid,
-    softplus,
-)
+from saccade.kernels.numba.mathematics import exponential, exponentials, row_max, row_sum, sigmoid, softplus
 from saccade.kernels.numba.memory import core_dtype, describe, load_block, load_block_transposed, load_row, store_row
 from saccade.kernels.numba.products import product, wide
 from saccade.kernels.numba.threads import parallel_for
+from saccade.kernels.numba.tiles import COLUMNS, ROWS, finite, own_products, product_statistics, rows_at
 
-# Tile sizes, multiples of the product's tile; they do not change which function is computed.
-ROWS, COLUMNS = 64, 96
 _NOTHING = (0, 0, 0, 0)
 
 
@@ -92,18 +83,13 @@ def _spread(grad_loss, rows, count, reduction, core):
 
 
 @jit
-def _finite(x):
-    return x if np.isfinite(x) else type(x)(0)
-
-
-@jit
 def _cross_entropy_rows(start, stop, k, logits, labels, soft, smoothing, per_row, lse):
     dtype = lse.dtype
     row, target, shifted = np.empty(k, dtype), np.empty(k, dtype), np.empty(k, dtype)
     zero, one, share = dtype.type(0), dtype.type(1), smoothing / dtype.type(k)
     for i in range(start, stop):
         load_row(row, logits[0] + i * logits[2], logits[3], logits[1])
-        top = _finite(row_max(row))
+        top = finite(row_max(row))
         shifted[:] = row
         exponentials(shifted, top)
         lse[i] = top + np.log(row_sum(shifted))
@@ -133,7 +119,7 @@ def _cross_entropy_rows_backward(start, stop, k, logits, labels, soft, smoothing
     for i in range(start, stop):
         load_row(row, logits[0] + i * logits[2], logits[3], logits[1])
         # from the maximum again rather than from lse, whose own rounding would be an error of every weight
-        exponentials(row, _finite(row_max(row)))
+        exponentials(row, finite(row_max(row)))
         grad = grad_rows[i]
         if soft[0] != 0:
             load_row(target, soft[0] + i * soft[2], soft[3], soft[1])
@@ -215,9 +201,9 @@ def linear_cross_entropy_forward(hidden, weight, labels, *, ignore_index=-100, l
     n, (k, e) = len(hidden), weight.shape
     integers, _ = _split_labels(labels, ignore_index)
     relative, mean = np.empty(n, core), np.empty(n, core)
-    own = _own_products(hidden, weight, integers, core)
+    own = own_products(hidden, weight, integers, core)
     arrays = (n, k, e), describe(hidden), describe(weight), core.type(1), integers, own
-    parallel_for(_product_statistics, -(-n // ROWS), 1, *arrays, relative, mean)
+    parallel_for(product_statistics, -(-n // ROWS), 1, *arrays, relative, mean)
     per_row = np.where(integers >= 0, relative - (core.type(label_smoothing) * mean if label_smoothing else 0), 0)
     loss = _reduce(per_row.astype(core, copy=False), _counted(integers, None), reduction)
     return loss, (hidden, weight, labels, relative, ignore_index, label_smoothing, reduction)
@@ -231,7 +217,7 @@ def linear_cross_entropy_backward(saved, grad_loss):
     core = relative.dtype
     grad_rows = _spread(grad_loss, n, _counted(integers, None), reduction, core)
     grad_hidden, grad_weight = np.empty(hidden.shape, hidden.dtype), np.empty(weight.shape, weight.dtype)
-    own = _own_products(hidden, weight, integers, core)
+    own = own_products(hidden, weight, integers, core)
     arrays = (n, k, e), describe(hidden), describe(weight), integers, core.type(label_smoothing), own, relative
     parallel_for(_linear_backward_hidden, -(-n // ROWS), 1, *arrays, grad_rows, describe(grad_hidden))
     parallel_for(_linear_backward_weight, -(-k // COLUMNS), 1, *arrays, grad_rows, describe(grad_weight))
@@ -239,72 +225,10 @@ def linear_cross_entropy_backward(saved, grad_loss):
 
 
 @jit
-def _rows_at(array, row):
-    return array[0] + row * array[2]
-
-
-def _own_products(a, b, labels, core):
-    """a_i · b_label for each row, in the very bits of the tiles; 0 where there is no label."""
-    own = np.zeros(len(a), core)
-    parallel_for(_dots, len(a), grain(a.shape[1]), a.shape[1], describe(a), describe(b), labels, own)
-    return own
-
-
-@jit
-def _dots(start, stop, e, a, b, labels, own):
-    row, other = np.empty(e, own.dtype), np.empty(e, own.dtype)
-    for i in range(start, stop):
-        if labels[i] >= 0:
-            load_row(row, _rows_at(a, i), a[3], a[1])
-            load_row(other, _rows_at(b, labels[i]), b[3], b[1])
-            total = own.dtype.type(0)
-            for j in range(e):
-                total = fused(row[j], other[j], total)
-            own[i] = total
-
-
-@jit
-def _product_statistics(start, stop, sizes, a, b, scale, labels, own, relative, mean):
-    """Per row i of scale · A Bᵀ: log-sum-exp and the mean logit, both less the logit at labels[i]; ROWS at a time."""
-    n, k, e = sizes
-    dtype = relative.dtype
-    a_block, b_block = np.empty((ROWS, e), dtype), np.empty((e, wide(relative, COLUMNS)), dtype)
-    logits, line = np.empty((ROWS, wide(relative, COLUMNS)), dtype), np.empty(e, dtype)
-    top, total, whole = np.empty(ROWS, dtype), np.empty(ROWS, dtype), np.empty(ROWS, dtype)
-    for block in range(start, stop):
-        first = block * ROWS
-        rows = min(ROWS, n - first)
-        load_block(a_block, a, a[2], a[3], _rows_at(a, first), rows, e)
-        top[:], total[:], whole[:] = 0, 0, 0
-        for first_column in range(0, k, COLUMNS):
-            columns = min(COLUMNS, k - first_column)
-            load_block_transposed(b_block, line, b, b[2], b[3], _rows_at(b, first_column), columns, e)
-            product(a_block, e, 1, b_block, logits, rows, columns, e, 0)
-            for i in range(rows):
-                row, level = logits[i, :columns], _finite(own[first + i])
-                for j in range(columns):
-                    row[j] = scale * (row[j] - level)
-                whole[i] += row_sum(row)
-                at = labels[first + i] - first_column
-                if 0 <= at < columns and np.isfinite(own[first + i]):
-                    row[at] = -np.inf  # its share of the sum, exp(0), is added last
-                highest = max(top[i], row_max(row))
-                shift = _finite(highest)
-                exponentials(row, shift)
-                total[i] = total[i] * exponential(top[i] - shift) + row_sum(row)
-                top[i] = highest
-        for i in range(rows):
-            shift, level = _finite(top[i]), own[first + i]
-            loss = shift + math.log1p(total[i] + math.expm1(-shift))
-            relative[first + i] = loss if np.isfinite(level) else loss - scale * level
-            mean[first + i] = whole[i] / dtype.type(k)
-
-
-@jit
 def _label_tile(logits, labels, smoothing, share, own, relative, grad_rows, first, rows, first_column, columns):
     """A tile of logits -> its gradient."""
     for i in range(rows):
-        row, level = logits[i, :columns], _finite(own[first + i])
+        row, level = logits[i, :columns], finite(own[first + i])
         loss, grad = relative[first + i], grad_rows[first + i]
         if labels[first + i] < 0:
             row[:] = 0
@@ -335,18 +259,18 @@ def _linear_backward_hidden(
     for block in range(start, stop):
         first = block * ROWS
         rows = min(ROWS, n - first)
-        load_block(a_block, hidden, hidden[2], hidden[3], _rows_at(hidden, first), rows, e)
+        load_block(a_block, hidden, hidden[2], hidden[3], rows_at(hidden, first), rows, e)
         total[:] = 0
         for first_column in range(0, k, COLUMNS):
             columns = min(COLUMNS, k - first_column)
-            address = _rows_at(weight, first_column)
+            address = rows_at(weight, first_column)
             load_block_transposed(b_block, line, weight, weight[2], weight[3], address, columns, e)
             load_block(b_rows, weight, weight[2], weight[3], address, columns, e)
             product(a_block, e, 1, b_block, logits, rows, columns, e, 0)
             _label_tile(logits, labels, smoothing, share, own, relative, grad_rows, first, rows, first_column, columns)
             product(logits, wide_k, 1, b_rows, total, rows, e, columns, 1)
         for i in range(rows):
-            store_row(_rows_at(grad_hidden, first + i), grad_hidden[3], grad_hidden[1], total[i, :e])
+            store_row(rows_at(grad_hidden, first + i), grad_hidden[3], grad_hidden[1], total[i, :e])
 
 
 @jit
@@ -362,16 +286,16 @@ def _linear_backward_weight(
     for block in range(start, stop):
         first_column = block * COLUMNS
         columns = min(COLUMNS, k - first_column)
-        load_block_transposed(b_block, line, weight, weight[2], weight[3], _rows_at(weight, first_column), columns, e)
+        load_block_transposed(b_block, line, weight, weight[2], weight[3], rows_at(weight, first_column), columns, e)
         total[:] = 0
         for first in range(0, n, ROWS):
             rows = min(ROWS, n - first)
-            load_block(a_block, hidden, hidden[2], hidden[3], _rows_at(hidden, first), rows, e)
+            load_block(a_block, hidden, hidden[2], hidden[3], rows_at(hidden, first), rows, e)
             product(a_block, wide_e, 1, b_block, logits, rows, columns, e, 0)
             _label_tile(logits, labels, smoothing, share, own, relative, grad_rows, first, rows, first_column, columns)
             product(logits, 1, wide_k, a_block, total, columns, e, rows, 1)
         for j in range(columns):
-            store_row(_rows_at(grad_weight, first_column + j), grad_weight[3], grad_weight[1], total[j, :e])
+            store_row(rows_at(grad_weight, first_column + j), grad_weight[3], grad_weight[1], total[j, :e])
 
 
 def clip_loss(image_embeddings, text_embeddings, logit_scale):
@@ -387,9 +311,9 @@ def clip_loss_forward(image_embeddings, text_embeddings, logit_scale):
     scale, own = core.type(logit_scale), np.arange(n)
     images, texts = describe(image_embeddings), describe(text_embeddings)
     image_loss, text_loss, unused = (np.empty(n, core) for _ in range(3))
-    sizes, blocks, products = (n, n, e), -(-n // ROWS), _own_products(image_embeddings, text_embeddings, own, core)
-    parallel_for(_product_statistics, blocks, 1, sizes, images, texts, scale, own, products, image_loss, unused)
-    parallel_for(_product_statistics, blocks, 1, sizes, texts, images, scale, own, products, text_loss, unused)
+    sizes, blocks, products = (n, n, e), -(-n // ROWS), own_products(image_embeddings, text_embeddings, own, core)
+    parallel_for(product_statistics, blocks, 1, sizes, images, texts, scale, own, products, image_loss, unused)
+    parallel_for(product_statistics, blocks, 1, sizes, texts, images, scale, own, products, text_loss, unused)
     loss = ((image_loss + text_loss) / 2).sum() / core.type(n)
     return np.asarray(loss), (image_embeddings, text_embeddings, logit_scale, image_loss, text_loss)
 
@@ -400,7 +324,7 @@ def clip_loss_backward(saved, grad_loss):
     images, texts, logit_scale, image_loss, text_loss = saved
     core, n = image_loss.dtype, len(images)
     factors = core.type(logit_scale), core.type(0), core.type(grad_loss) / core.type(2 * n)
-    own = _own_products(images, texts, np.arange(n), core)
+    own = own_products(images, texts, np.arange(n), core)
     return _pair_gradients(images, texts, logit_scale, (own, image_loss, text_loss), factors, False)[:3]
 
 
@@ -459,11 +383,11 @@ def _siglip_rows(start, stop, sizes, a, b, scale, bias, per_row):
     for block in range(start, stop):
         first = block * ROWS
         rows = min(ROWS, n - first)
-        load_block(a_block, a, a[2], a[3], _rows_at(a, first), rows, e)
+        load_block(a_block, a, a[2], a[3], rows_at(a, first), rows, e)
         per_row[first : first + rows] = 0
         for first_column in range(0, k, COLUMNS):
             columns = min(COLUMNS, k - first_column)
-            load_block_transposed(b_block, line, b, b[2], b[3], _rows_at(b, first_column), columns, e)
+            load_block_transposed(b_block, line, b, b[2], b[3], rows_at(b, first_column), columns, e)
             product(a_block, e, 1, b_block, logits, rows, columns, e, 0)
             for i in range(rows):
                 for j in range(columns):
@@ -512,13 +436,13 @@ def _pair_backward(
     for block in range(start, stop):
         first = block * ROWS
         rows = min(ROWS, n - first)
-        load_block(a_block, a, a[2], a[3], _rows_at(a, first), rows, e)
+        load_block(a_block, a, a[2], a[3], rows_at(a, first), rows, e)
         total[:] = 0
         scale_rows[first : first + rows], bias_rows[first : first + rows] = 0, 0
         for first_column in range(0, k, COLUMNS):
             columns = min(COLUMNS, k - first_column)
-            load_block_transposed(b_block, line, b, b[2], b[3], _rows_at(b, first_column), columns, e)
-            load_block(b_rows, b, b[2], b[3], _rows_at(b, first_column), columns, e)
+            load_block_transposed(b_block, line, b, b[2], b[3], rows_at(b, first_column), columns, e)
+            load_block(b_rows, b, b[2], b[3], rows_at(b, first_column), columns, e)
             product(a_block, e, 1, b_block, products, rows, columns, e, 0)
             for i in range(rows):
                 at = first + i - first_column
@@ -536,4 +460,4 @@ def _pair_backward(
         for i in range(rows):
             for j in range(e):
                 total[i, j] *= scale
-            store_row(_rows_at(grad_a, first + i), grad_a[3], grad_a[1], total[i, :e])
+            store_row(rows_at(grad_a, first + i), grad_a[3], grad_a[1], total[i, :e])
