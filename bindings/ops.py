@@ -12,6 +12,7 @@ A ``backend=`` that is named is used or raises. Formulas, semantics and sources:
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from saccade import checks
@@ -27,7 +28,7 @@ class Saved(NamedTuple):
     outputs: tuple
 
 
-def operation(check):
+def operation(check) -> Callable[..., Any]:
     """The public function of the operation whose contract ``check`` states."""
     name, names = check.__name__, tuple(_positional(check))
 
@@ -41,7 +42,7 @@ def operation(check):
     return public
 
 
-def gradient_of(public):
+def gradient_of(public) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """``(f_forward, f_backward)`` of an operation, for NumPy and CuPy arrays (torch has autograd)."""
     check = public.__wrapped__
     name, names = check.__name__, tuple(_positional(check))

@@ -49,7 +49,8 @@ def cases(quick):
 
 def paired_ratio(first, second, rounds):
     """How many times longer ``second`` takes: the median of ratios of calls made in turn, both warmed up."""
-    first(), second()
+    first()
+    second()
     ratios = []
     for _ in range(rounds):
         start = time.perf_counter()

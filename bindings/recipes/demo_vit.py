@@ -52,7 +52,7 @@ def _positions(parameters, config):
 
     similarity = position_similarity(parameters["embed.positions"], config.grid, prefix=config.prefix)
     rows, columns = config.grid
-    plot, axes = pyplot.subplots(rows, columns, figsize=(5.5, 5.2))
+    plot, axes = pyplot.subplots(rows, columns, figsize=(5.5, 5.2), squeeze=False)
     for i in range(rows):
         for j in range(columns):
             image = axes[i, j].imshow(similarity[i, j], vmin=-1, vmax=1, cmap="viridis")

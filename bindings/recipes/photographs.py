@@ -1,6 +1,7 @@
 """Real pictures that ship inside scikit-image and scikit-learn: nothing is downloaded."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def digits(seed=0):
     """
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
     order = np.random.default_rng(seed).permutation(len(images))
     test, train = order[:360], order[360:]

@@ -4,6 +4,9 @@ The names in a state dict are those of the parameters dictionaries in ``saccade.
 depth exist here only.
 """
 
+# A module's parts are typed as "tensor or module", neither of which can be called for sure.
+# pyright: reportCallIssue=false
+
 import torch
 from torch import nn
 

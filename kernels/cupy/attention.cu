@@ -4,7 +4,7 @@
 //     dV = Pᵀ dO;   dP = dO Vᵀ;   dS = P (dP − rowsum(dO * O) + dlse);   dQ = scale dS K;   dK = scale dSᵀ Q
 //
 // Plain on purpose: no two threads write to the same number, so there are no atomics. D and E, the widths of a key
-// and of a value, are compiled in. The layout of the parameters is that of `Problem`.
+// and of a value (which may be 0), are compiled in. The layout of the parameters is that of `Problem`.
 
 struct Problem {
     int64 b, h, t, s, causal;
@@ -40,7 +40,7 @@ extern "C" __global__ void attention_forward(const Problem* p, double factor) {
     int64 row = item();
     if (row >= p->b * p->h * p->t) return;
     int64 i_t = row % p->t, i_h = row / p->t % p->h, i_b = row / p->t / p->h;
-    CORE scale = (CORE)factor, top = minus_infinity(), total = 0, sum[E] = {};
+    CORE scale = (CORE)factor, top = minus_infinity(), total = 0, sum[E + 1] = {};
     for (int64 i_s = 0; i_s < p->end(i_b, i_t); i_s++) {
         if (p->hidden(i_b, i_h, i_t, i_s)) continue;
         CORE score = p->score(i_b, i_h, i_t, i_s, scale);
@@ -72,7 +72,7 @@ extern "C" __global__ void attention_backward_key(const Problem* p, double facto
     int64 row = item();
     if (row >= p->b * p->h * p->s) return;
     int64 i_s = row % p->s, i_h = row / p->s % p->h, i_b = row / p->s / p->h;
-    CORE scale = (CORE)factor, key_sum[D] = {}, value_sum[E] = {}, weight, grad;
+    CORE scale = (CORE)factor, key_sum[D] = {}, value_sum[E + 1] = {}, weight, grad;
     for (int64 i_t = 0; i_t < p->t; i_t++) {
         if (i_s >= p->end(i_b, i_t) || p->hidden(i_b, i_h, i_t, i_s)) continue;
         p->gradient(i_b, i_h, i_t, i_s, scale, &weight, &grad);

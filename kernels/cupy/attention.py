@@ -36,37 +36,31 @@ def attention_backward(saved, grad_out, grad_lse=None):
         row_sums += grad_lse
     gradients = tuple(device.empty(x.shape, x.dtype) for x in (query, key, value))
     grad_bias = None if bias is None else device.empty(bias.shape, bias.dtype)
-    arrays = grad_out, row_sums, *gradients, grad_bias
-    _launch("attention_row_sums", saved, b * h * t, *arrays)
-    _launch("attention_backward_query", saved, b * h * t, *arrays)
-    _launch("attention_backward_key", saved, b * h * s, *arrays)
+    arrays = (grad_out, row_sums, *gradients, grad_bias)
+    _launch("attention_row_sums", saved, b * h * t, arrays)
+    _launch("attention_backward_query", saved, b * h * t, arrays)
+    _launch("attention_backward_key", saved, b * h * s, arrays)
     if bias is not None:
-        _launch("attention_backward_bias", saved, bias.size, *arrays)
+        _launch("attention_backward_bias", saved, bias.size, arrays)
     return *gradients, grad_bias
 
 
-def _launch(
-    kernel,
-    saved,
-    threads,
-    grad_out=None,
-    row_sums=None,
-    grad_query=None,
-    grad_key=None,
-    grad_value=None,
-    grad_bias=None,
-):
+def _launch(kernel, saved, threads, gradients=(None,) * 6):
+    """Run a kernel; ``gradients`` are grad_out, the row sums, and the gradients for query, key, value and bias."""
     query, key, value, bias, mask, key_lengths, out, lse, causal, scale = saved
     (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
-    mask, bias_4d, grad_bias = (
-        None if x is None else x.reshape((1,) * (4 - x.ndim) + x.shape) for x in (mask, bias, grad_bias)
-    )
-    lengths = None if key_lengths is None else key_lengths.astype("int64")
-    arrays = query, key, value, bias_4d, mask, out, lse, grad_out, row_sums, grad_query, grad_key, grad_value, grad_bias
+    *gradients, grad_bias = gradients
     parameters = [b, h, t, s, int(causal)]
-    for x in arrays:
+    for x in (query, key, value, _with_four_axes(bias), _with_four_axes(mask), out, lse, *gradients):
         parameters += device.describe(x)
+    parameters += device.describe(_with_four_axes(grad_bias))
+    lengths = None if key_lengths is None else key_lengths.astype("int64")
     parameters.append(0 if lengths is None else device.address(lengths))
-    parameters += (0,) * 4 if bias_4d is None else bias_4d.shape
-    flags = device.options(lse.dtype, D=d, E=max(e, 1))
+    parameters += (0,) * 4 if bias is None else (1,) * (4 - bias.ndim) + bias.shape
+    flags = device.options(lse.dtype, D=d, E=e)
     device.launch("attention.cu", kernel, flags, threads, device.upload(parameters), scale)
+
+
+def _with_four_axes(x):
+    """A view whose shape broadcasts to (b, h, t, s) axis by axis."""
+    return None if x is None else x[(None,) * (4 - x.ndim)]

@@ -11,6 +11,8 @@ row is all but certain, where log-sum-exp minus own, and weight minus 1, would c
 
 import math
 
+# An intrinsic is called without the typing context it is defined with.
+# pyright: reportCallIssue=false
 import numpy as np
 
 from saccade.kernels.numba.compilation import jit

@@ -2,6 +2,8 @@
 
 import math
 
+# An intrinsic is called without the typing context it is defined with.
+# pyright: reportCallIssue=false
 import numpy as np
 
 from saccade.kernels.numba.compilation import jit

@@ -86,7 +86,7 @@ def attention_backward(saved, grad_out, grad_lse=None):
                 *arrays, *extras, describe(lse), describe(grad_out), describe(row_sums), describe(grad_key),
                 describe(grad_value), *sizes, **options,
             )  # fmt: skip
-    grad_bias = None if bias is None else grad_scores.sum_to_size(bias.shape).to(bias.dtype)
+    grad_bias = None if bias is None or grad_scores is None else grad_scores.sum_to_size(bias.shape).to(bias.dtype)
     return grad_query, grad_key, grad_value, grad_bias
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 # Triton's interpreter keeps bfloat16 as its bits and would multiply those: there, products are taken in float32.
-INTERPRETED = triton.knobs.runtime.interpret
+INTERPRETED = triton.knobs.runtime.interpret  # pyright: ignore[reportAttributeAccessIssue]
 
 _TYPES = {
     torch.float16: tl.float16,
