@@ -200,11 +200,11 @@ def _forward(start, stop, query, key, value, mask, bias, lengths, sizes, causal,
     b, h, t, s, d, e = sizes
     dtype = lse.dtype
     wide_e = wide(lse, e)
-    query_block = np.empty((QUERIES, d), dtype)
-    key_block = np.empty((d, KEYS), dtype)
-    value_block = np.empty((KEYS, wide_e), dtype)
-    scores = np.empty((QUERIES, KEYS), dtype)
-    sums = np.empty((QUERIES, wide_e), dtype)
+    query_block = np.zeros((QUERIES, d), dtype)
+    key_block = np.zeros((d, KEYS), dtype)
+    value_block = np.zeros((KEYS, wide_e), dtype)
+    scores = np.zeros((QUERIES, KEYS), dtype)
+    sums = np.zeros((QUERIES, wide_e), dtype)
     line = np.empty(d, dtype)
     top, total = np.empty(QUERIES, dtype), np.empty(QUERIES, dtype)
     blocks = -(-t // QUERIES)
@@ -291,14 +291,14 @@ def _backward_queries(
     b, h, t, s, d, e = sizes
     dtype = lse.dtype
     wide_d = wide(lse, d)
-    query_block, grad_block = np.empty((QUERIES, d), dtype), np.empty((QUERIES, e), dtype)
-    key_rows, key_block = np.empty((KEYS, wide_d), dtype), np.empty((d, KEYS), dtype)
-    value_block = np.empty((e, KEYS), dtype)
+    query_block, grad_block = np.zeros((QUERIES, d), dtype), np.zeros((QUERIES, e), dtype)
+    key_rows, key_block = np.zeros((KEYS, wide_d), dtype), np.zeros((d, KEYS), dtype)
+    value_block = np.zeros((e, KEYS), dtype)
     scores, grad_weights = (
-        np.empty((QUERIES, KEYS), dtype),
-        np.empty((QUERIES, KEYS), dtype),
+        np.zeros((QUERIES, KEYS), dtype),
+        np.zeros((QUERIES, KEYS), dtype),
     )
-    total = np.empty((QUERIES, wide_d), dtype)
+    total = np.zeros((QUERIES, wide_d), dtype)
     line = np.empty(max(d, e), dtype)
     blocks = -(-t // QUERIES)
     for item in range(start, stop):
@@ -339,15 +339,15 @@ def _backward_keys(
     dtype = lse.dtype
     wide_d, wide_e = wide(lse, d), wide(lse, e)
     query_block, grad_block = (
-        np.empty((QUERIES, wide_d), dtype),
-        np.empty((QUERIES, wide_e), dtype),
+        np.zeros((QUERIES, wide_d), dtype),
+        np.zeros((QUERIES, wide_e), dtype),
     )
-    key_block, value_block = np.empty((d, KEYS), dtype), np.empty((e, KEYS), dtype)
+    key_block, value_block = np.zeros((d, KEYS), dtype), np.zeros((e, KEYS), dtype)
     scores, grad_weights = (
-        np.empty((QUERIES, KEYS), dtype),
-        np.empty((QUERIES, KEYS), dtype),
+        np.zeros((QUERIES, KEYS), dtype),
+        np.zeros((QUERIES, KEYS), dtype),
     )
-    total_key, total_value = np.empty((KEYS, wide_d), dtype), np.empty((KEYS, wide_e), dtype)
+    total_key, total_value = np.zeros((KEYS, wide_d), dtype), np.zeros((KEYS, wide_e), dtype)
     line = np.empty(max(d, e), dtype)
     blocks = -(-s // KEYS)
     for item in range(start, stop):
@@ -394,11 +394,11 @@ def _backward_bias(
     """dS summed over what the bias was broadcast along: an item owns its part of ``total`` (bias as 4-d)."""
     b, h, t, s, d, e = sizes
     dtype = lse.dtype
-    query_block, grad_block = np.empty((QUERIES, d), dtype), np.empty((QUERIES, e), dtype)
-    key_block, value_block = np.empty((d, KEYS), dtype), np.empty((e, KEYS), dtype)
+    query_block, grad_block = np.zeros((QUERIES, d), dtype), np.zeros((QUERIES, e), dtype)
+    key_block, value_block = np.zeros((d, KEYS), dtype), np.zeros((e, KEYS), dtype)
     scores, grad_weights = (
-        np.empty((QUERIES, KEYS), dtype),
-        np.empty((QUERIES, KEYS), dtype),
+        np.zeros((QUERIES, KEYS), dtype),
+        np.zeros((QUERIES, KEYS), dtype),
     )
     line = np.empty(max(d, e), dtype)
     of_b, of_h, of_t, of_s = total.shape

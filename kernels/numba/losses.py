@@ -252,11 +252,11 @@ def _linear_backward_hidden(
     dtype = relative.dtype
     wide_k, wide_e = wide(relative, COLUMNS), wide(relative, e)
     a_block, b_block, b_rows = (
-        np.empty((ROWS, e), dtype),
-        np.empty((e, wide_k), dtype),
-        np.empty((COLUMNS, wide_e), dtype),
+        np.zeros((ROWS, e), dtype),
+        np.zeros((e, wide_k), dtype),
+        np.zeros((COLUMNS, wide_e), dtype),
     )
-    logits, total, line = np.empty((ROWS, wide_k), dtype), np.empty((ROWS, wide_e), dtype), np.empty(e, dtype)
+    logits, total, line = np.zeros((ROWS, wide_k), dtype), np.zeros((ROWS, wide_e), dtype), np.empty(e, dtype)
     share = smoothing / dtype.type(k)
     for block in range(start, stop):
         first = block * ROWS
@@ -282,8 +282,8 @@ def _linear_backward_weight(
     n, k, e = sizes
     dtype = relative.dtype
     wide_k, wide_e = wide(relative, COLUMNS), wide(relative, e)
-    a_block, b_block = np.empty((ROWS, wide_e), dtype), np.empty((e, wide_k), dtype)
-    logits, total, line = np.empty((ROWS, wide_k), dtype), np.empty((COLUMNS, wide_e), dtype), np.empty(e, dtype)
+    a_block, b_block = np.zeros((ROWS, wide_e), dtype), np.zeros((e, wide_k), dtype)
+    logits, total, line = np.zeros((ROWS, wide_k), dtype), np.zeros((COLUMNS, wide_e), dtype), np.empty(e, dtype)
     share = smoothing / dtype.type(k)
     for block in range(start, stop):
         first_column = block * COLUMNS
@@ -380,8 +380,8 @@ def _pair_gradients(images, texts, logit_scale, statistics, factors, pairwise):
 def _siglip_rows(start, stop, sizes, a, b, scale, bias, per_row):
     n, k, e = sizes
     dtype = per_row.dtype
-    a_block, b_block = np.empty((ROWS, e), dtype), np.empty((e, wide(per_row, COLUMNS)), dtype)
-    logits, line = np.empty((ROWS, wide(per_row, COLUMNS)), dtype), np.empty(e, dtype)
+    a_block, b_block = np.zeros((ROWS, e), dtype), np.zeros((e, wide(per_row, COLUMNS)), dtype)
+    logits, line = np.zeros((ROWS, wide(per_row, COLUMNS)), dtype), np.empty(e, dtype)
     for block in range(start, stop):
         first = block * ROWS
         rows = min(ROWS, n - first)
@@ -429,12 +429,12 @@ def _pair_backward(
     dtype = own.dtype
     wide_k, wide_e = wide(own, COLUMNS), wide(own, e)
     a_block, b_block, b_rows = (
-        np.empty((ROWS, e), dtype),
-        np.empty((e, wide_k), dtype),
-        np.empty((COLUMNS, wide_e), dtype),
+        np.zeros((ROWS, e), dtype),
+        np.zeros((e, wide_k), dtype),
+        np.zeros((COLUMNS, wide_e), dtype),
     )
-    products, total, line = np.empty((ROWS, wide_k), dtype), np.empty((ROWS, wide_e), dtype), np.empty(e, dtype)
-    grads = np.empty((ROWS, wide_k), dtype)
+    products, total, line = np.zeros((ROWS, wide_k), dtype), np.zeros((ROWS, wide_e), dtype), np.empty(e, dtype)
+    grads = np.zeros((ROWS, wide_k), dtype)
     for block in range(start, stop):
         first = block * ROWS
         rows = min(ROWS, n - first)

@@ -120,7 +120,8 @@ def product(a, a_row, a_step, b, c, rows, columns, depth, accumulate):
     """c[:rows, :columns] (+)= A @ b[:depth, :columns] with A[i, k] = a.flat[i * a_row + k * a_step].
 
     ``a``, ``b`` and ``c`` are contiguous 2-d scratch of one dtype. Whole tiles are computed: ``a`` must be
-    readable, and ``c`` writable, up to a multiple of ROWS rows, and ``b`` and ``c`` have ``wide`` columns.
+    readable, and ``c`` writable, up to a multiple of ROWS rows, and ``b`` and ``c`` have ``wide`` columns. Scratch
+    must begin as zeros: on numbers too small to be normal, which memory may hold, some processors are ten times slower.
     With ``a_row = 1`` and ``a_step = a.shape[1]`` it is the product with the transpose of ``a``.
     """
     zero = c.dtype.type(0)

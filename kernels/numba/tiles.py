@@ -54,8 +54,8 @@ def product_statistics(start, stop, sizes, a, b, scale, labels, own, relative, m
     """Per row i of scale · A Bᵀ: log-sum-exp and the mean logit, both less the logit at labels[i]; ROWS at a time."""
     n, k, e = sizes
     dtype = relative.dtype
-    a_block, b_block = np.empty((ROWS, e), dtype), np.empty((e, wide(relative, COLUMNS)), dtype)
-    logits, line = np.empty((ROWS, wide(relative, COLUMNS)), dtype), np.empty(e, dtype)
+    a_block, b_block = np.zeros((ROWS, e), dtype), np.zeros((e, wide(relative, COLUMNS)), dtype)
+    logits, line = np.zeros((ROWS, wide(relative, COLUMNS)), dtype), np.empty(e, dtype)
     top, total, whole = np.empty(ROWS, dtype), np.empty(ROWS, dtype), np.empty(ROWS, dtype)
     for block in range(start, stop):
         first = block * ROWS
