@@ -1,11 +1,8 @@
 """A palette of colours for pictures: fit, encode, decode, save and load."""
 
-import os
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
+from saccade.files import replacing
 from saccade.kernels.numba import palette as kernels
 
 GRID = 4096
@@ -91,10 +88,8 @@ class Palette:
 
     def save(self, path):
         """Write ImageGPT's own form, ``kmeans_centers.npy``: float32 (k, 3) in [−1, 1]."""
-        path = Path(path)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
+        with replacing(path) as file:
             np.save(file, (self.centers / 127.5 - 1).astype(np.float32), allow_pickle=False)
-        os.replace(file.name, path)
 
     @classmethod
     def load(cls, path):

@@ -8,6 +8,7 @@ What this cannot see: the GPU's own arithmetic and launch, for which the tests m
 import ctypes
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ from hypothesis import given, strategies as st
 
 from saccade.kernels.cupy import attention, device, losses
 from saccade.testing import gate, strategies
+from saccade.testing.claims import Claims
+from saccade.testing.inputs import attention_inputs, softmax_cross_entropy_inputs
 
 BEFORE = """
 #include <cmath>
@@ -34,8 +37,12 @@ extern "C" void launch(void (*kernel)(const Problem*, double), int64 blocks, con
         for (threadIdx.x = 0; threadIdx.x < blockDim.x; threadIdx.x++) kernel(p, number);
 }
 """
-# no strides that leave elements unaligned: the arrays of a GPU framework have none
-LAYOUTS = tuple(name for name in strategies.LAYOUTS if name != "misaligned")
+# No strides that leave elements unaligned: the arrays of a GPU framework have none. Few head dimensions, since each is
+# compiled in.
+CLAIMS = Claims(
+    layouts=tuple(name for name in strategies.LAYOUTS if name != "misaligned"), head_dims=(8,), value_dims=False
+)
+NARROW = replace(CLAIMS, head_dims=(5,))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,36 +80,16 @@ def on_the_host(tmp_path_factory):
         yield
 
 
-@st.composite
-def attention_inputs(draw):
-    """Few head dimensions, since each is compiled in."""
-    (query, key, value), options = draw(strategies.attention_inputs(most=33, layouts=LAYOUTS))
-    d, e = draw(st.sampled_from([(8, 8), (5, 3)]))
-    rng = np.random.default_rng(draw(st.integers(0, 99)))
-    b, h, t, s = *query.shape[:3], key.shape[2]
-    query, key, value = (rng.standard_normal(x).astype(query.dtype) for x in ((b, h, t, d), (b, h, s, d), (b, h, s, e)))
-    lay = draw(st.sampled_from(LAYOUTS))
-    return tuple(strategies.laid_out(x, lay) for x in (query, key, value)), options
+@pytest.mark.parametrize("claims", [CLAIMS, NARROW], ids=["8", "5"])
+@given(data=st.data())
+def test_attention_matches_the_reference(claims, data):
+    gate.assert_right("attention", attention, *data.draw(attention_inputs(claims, most=33)))
 
 
-@given(attention_inputs())
-def test_attention_matches_the_reference(inputs):
-    gate.assert_right("attention", attention, *inputs)
-
-
-@given(strategies.dtypes(), strategies.lengths(65), st.sampled_from([1, 2, 10, 33]), st.data())
-def test_softmax_cross_entropy_matches_the_reference(dtype, n, k, data):
-    logits = data.draw(strategies.arrays((n, k), dtype, LAYOUTS, regimes=("normal", "large", "constant")))
-    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    labels = rng.integers(0, k, n)
-    labels[rng.random(n) < data.draw(st.sampled_from([0, 0.3, 1]))] = -100
-    if data.draw(st.booleans()):
-        labels = rng.dirichlet(np.ones(k), n).astype(dtype)
-    smoothing, reduction = data.draw(st.sampled_from([0.0, 0.1])), data.draw(st.sampled_from(["mean", "sum", "none"]))
+@given(softmax_cross_entropy_inputs(CLAIMS))
+def test_softmax_cross_entropy_matches_the_reference(inputs):
     with np.errstate(invalid="ignore", divide="ignore"):
-        gate.assert_right(
-            "softmax_cross_entropy", losses, (logits, labels), {"label_smoothing": smoothing, "reduction": reduction}
-        )
+        gate.assert_right("softmax_cross_entropy", losses, *inputs)
 
 
 def test_a_label_that_is_no_class_gives_nan_for_its_row():

@@ -1,53 +1,26 @@
 """The CuPy backend on a GPU, held to the gate. Run with ``pytest -m gpu``."""
 
-from types import SimpleNamespace
+import importlib
 
-import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from saccade.testing import gate, strategies
+from saccade.testing import gate
+from saccade.testing.claims import Claims
+from saccade.testing.frameworks import Framework, adapted
+from saccade.testing.inputs import INPUTS
 
 pytestmark = pytest.mark.gpu
-LAYOUTS = ("dense", "reversed axes", "every other")
+CLAIMS = Claims(layouts=("dense", "reversed axes", "every other", "sliced", "broadcast"))
+FAMILIES = {"attention": "attention", "softmax_cross_entropy": "losses"}
 
 
-def on_the_gpu(family, operation):
-    """The operation's functions in the form the gate takes: NumPy in, NumPy out."""
-    import importlib
-
-    import cupy
-
-    module = importlib.import_module(f"saccade.kernels.cupy.{family}")
-
-    def moved(x):
-        return cupy.asarray(x) if isinstance(x, np.ndarray) else x
-
-    def back(x):
-        return tuple(map(back, x)) if isinstance(x, tuple) else cupy.asnumpy(x) if isinstance(x, cupy.ndarray) else x
-
-    def forward(*arguments, **options):
-        keywords = {name: moved(x) for name, x in options.items()}
-        out, saved = getattr(module, f"{operation}_forward")(*map(moved, arguments), **keywords)
-        return back(out), saved
-
-    def backward(saved, *cotangents):
-        return back(getattr(module, f"{operation}_backward")(saved, *map(moved, cotangents)))
-
-    return SimpleNamespace(**{f"{operation}_forward": forward, f"{operation}_backward": backward})
-
-
-@given(strategies.attention_inputs(most=193, layouts=LAYOUTS))
-def test_attention_matches_the_reference(inputs):
-    gate.assert_right("attention", on_the_gpu("attention", "attention"), *inputs)
-
-
-@given(strategies.dtypes(), strategies.lengths(65), st.sampled_from([1, 10, 512]), st.sampled_from([0.0, 0.1]))
-def test_softmax_cross_entropy_matches_the_reference(dtype, n, k, smoothing):
-    rng = np.random.default_rng(n)
-    arguments = rng.standard_normal((n, k)).astype(dtype), rng.integers(0, k, n)
-    kernel = on_the_gpu("losses", "softmax_cross_entropy")
-    gate.assert_right("softmax_cross_entropy", kernel, arguments, {"label_smoothing": smoothing})
+@pytest.mark.parametrize("operation", FAMILIES)
+@given(data=st.data())
+def test_operation_matches_the_reference(operation, data):
+    module = importlib.import_module(f"saccade.kernels.cupy.{FAMILIES[operation]}")
+    arguments, options = data.draw(INPUTS[operation](CLAIMS))
+    gate.assert_right(operation, adapted(module, Framework("cupy")), arguments, options)
 
 
 def test_cuda_tensors_reach_these_kernels_by_name():

@@ -4,22 +4,23 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from triton_cases import ATTENTION, CROSS_ENTROPY, LAYOUTS, check_far_keys, cross_entropy_inputs, on_tensors
+from triton_cases import ATTENTION, CROSS_ENTROPY, TENSORS, check_far_keys
 
 import saccade
 from saccade.kernels.triton import attention, losses
-from saccade.testing import gate, strategies
+from saccade.testing import gate
+from saccade.testing.frameworks import Framework, adapted
+from saccade.testing.inputs import attention_inputs, softmax_cross_entropy_inputs
 
-ATTENTION_KERNELS = on_tensors(attention, "cuda")
-LOSS_KERNELS = on_tensors(losses, "cuda")
+ATTENTION_KERNELS = adapted(attention, Framework("torch", "cuda"))
+LOSS_KERNELS = adapted(losses, Framework("torch", "cuda"))
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable"),  # broadcast arrays: they are only read
 ]
 
 
-@given(strategies.attention_inputs(most=193, layouts=LAYOUTS))
+@given(attention_inputs(TENSORS, most=193))
 def test_attention_matches_the_reference(inputs):
     arguments, options = inputs
     gate.assert_right("attention", ATTENTION_KERNELS, arguments, options)
@@ -32,7 +33,7 @@ def test_attention_matches_the_reference_where_it_is_awkward(name):
     assert gate.verdict(judged) == "PASS"
 
 
-@given(cross_entropy_inputs(LAYOUTS))
+@given(softmax_cross_entropy_inputs(TENSORS))
 def test_cross_entropy_matches_the_reference(inputs):
     arguments, options = inputs
     gate.assert_right("softmax_cross_entropy", LOSS_KERNELS, arguments, options)

@@ -5,25 +5,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from saccade.kernels.numba import attention as kernels, threads
-from saccade.testing import gate, strategies
-
-
-@given(strategies.attention_inputs(most=40))
-def test_attention_matches_the_reference(inputs):
-    arguments, options = inputs
-    gate.assert_right("attention", kernels, arguments, options)
-
-
-@given(strategies.qkv_inputs())
-def test_qkv_attention_matches_the_reference(inputs):
-    arguments, options = inputs
-    gate.assert_right("qkv_attention", kernels, arguments, options)
-
-
-@given(strategies.varlen_inputs())
-def test_varlen_attention_matches_the_reference(inputs):
-    arguments, options = inputs
-    gate.assert_right("varlen_attention", kernels, arguments, options)
+from saccade.testing import gate
+from saccade.testing.claims import Claims
+from saccade.testing.inputs import attention_inputs
 
 
 @pytest.mark.parametrize("t, s", [(63, 193), (65, 191), (197, 197), (1, 385), (257, 3)])
@@ -37,7 +21,7 @@ def test_attention_matches_the_reference_across_blocks(t, s, causal):
     assert gate.verdict(judged) == "PASS"
 
 
-@given(strategies.attention_inputs(most=193), st.integers(1, 5))
+@given(attention_inputs(most=193), st.integers(1, 5))
 def test_results_have_the_same_bits_for_any_number_of_threads(inputs, count):
     arguments, options = inputs
     before = threads.get_threads()
@@ -51,7 +35,7 @@ def test_results_have_the_same_bits_for_any_number_of_threads(inputs, count):
         assert a is b is None or a.tobytes() == b.tobytes()
 
 
-@given(strategies.attention_inputs(dtype=np.dtype(np.float32)))
+@given(attention_inputs(Claims(dtypes=("float32",))))
 def test_an_item_has_the_same_bits_whatever_else_is_in_the_batch(inputs):
     (query, key, value), options = inputs
     options = {name: options[name] for name in ("causal", "scale") if name in options}
@@ -61,7 +45,7 @@ def test_an_item_has_the_same_bits_whatever_else_is_in_the_batch(inputs):
         assert alone.tobytes() == whole[i : i + 1].tobytes()
 
 
-@given(strategies.attention_inputs())
+@given(attention_inputs())
 def test_inputs_are_not_modified(inputs):
     arguments, options = inputs
     before = [x.tobytes() for x in (*arguments, *options.values()) if isinstance(x, np.ndarray)]

@@ -1,49 +1,14 @@
 """Inputs that the Triton kernels are judged on, interpreted or on a GPU."""
 
-from types import SimpleNamespace
-
 import ml_dtypes
 import numpy as np
 import torch
-from hypothesis import strategies as st
 
-from saccade.testing import gate, strategies
-from saccade.torch.arrays import from_numpy, to_numpy
+from saccade.testing import gate
+from saccade.testing.claims import Claims
 
-# layouts that a tensor can have: torch has no misaligned and no read-only arrays
-LAYOUTS = ("dense", "reversed axes", "every other", "broadcast")
-
-
-def on_tensors(module, device):
-    """A backend module for tensors, in the form the gate takes: NumPy in, NumPy out."""
-
-    def tensors(x):
-        if isinstance(x, dict):
-            return {name: tensors(one) for name, one in x.items()}
-        x = from_numpy(x)
-        return x.to(device) if isinstance(x, torch.Tensor) else x
-
-    def arrays(x):
-        return (
-            tuple(map(arrays, x)) if isinstance(x, tuple) else to_numpy(x.cpu() if isinstance(x, torch.Tensor) else x)
-        )
-
-    def forward_of(name):
-        def forward(*arguments, **options):
-            out, saved = getattr(module, name)(*map(tensors, arguments), **tensors(options))
-            return arrays(out), saved
-
-        return forward
-
-    def backward_of(name):
-        def backward(saved, *cotangents):
-            return arrays(getattr(module, name)(saved, *map(tensors, cotangents)))
-
-        return backward
-
-    names = [name for name in vars(module) if name.endswith(("_forward", "_backward")) and not name.startswith("_")]
-    functions = {name: (forward_of if name.endswith("_forward") else backward_of)(name) for name in names}
-    return SimpleNamespace(**functions)
+# what a tensor can be: torch has no misaligned and no read-only arrays
+TENSORS = Claims(layouts=("dense", "reversed axes", "every other", "sliced", "broadcast"))
 
 
 def _attention(dtype, t, s, d, e=None, b=2, h=2, mask=None, bias=None, **options):
@@ -117,24 +82,6 @@ CROSS_ENTROPY = {
     "nothing counts": _cross_entropy(F32, 3, 5, ignored=(0, 1, 2)),
     "no rows": _cross_entropy(F32, 0, 5, reduction="sum"),
 }
-
-
-@st.composite
-def cross_entropy_inputs(draw, layouts):
-    """``((logits, labels), options)`` for ``softmax_cross_entropy``."""
-    dtype = draw(strategies.dtypes())
-    n, k = draw(strategies.lengths(17, least=1)), draw(st.sampled_from([1, 2, 3, 7, 16, 17, 37, 65, 1023, 1025]))
-    logits = draw(strategies.arrays((n, k), dtype, layouts, regimes=strategies.REGIMES))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    options = {
-        "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
-        "label_smoothing": draw(st.sampled_from([0.0, 0.1, 0.5])),
-    }
-    if draw(st.booleans()):
-        return (logits, rng.dirichlet(np.ones(k), n).astype(dtype)), options
-    labels = rng.integers(0, k, n).astype(draw(st.sampled_from([np.int64, np.int32])))
-    labels[rng.random(n) < 0.2] = options.setdefault("ignore_index", draw(st.sampled_from([-100, -1, 0])))
-    return (logits, labels), options
 
 
 def check_far_keys(module, device):

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from triton_cases import ATTENTION, CROSS_ENTROPY, LAYOUTS, check_far_keys, cross_entropy_inputs, on_tensors
+from triton_cases import ATTENTION, CROSS_ENTROPY, TENSORS, check_far_keys
 
 from saccade.kernels.triton import attention, losses
 from saccade.kernels.triton.memory import INTERPRETED
-from saccade.testing import gate, strategies
+from saccade.testing import gate
+from saccade.testing.frameworks import Framework, adapted
+from saccade.testing.inputs import attention_inputs, softmax_cross_entropy_inputs
 
-ATTENTION_KERNELS = on_tensors(attention, "cpu")
-LOSS_KERNELS = on_tensors(losses, "cpu")
+ATTENTION_KERNELS = adapted(attention, Framework("torch", "cpu"))
+LOSS_KERNELS = adapted(losses, Framework("torch", "cpu"))
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable"),  # broadcast arrays: they are only read
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # the interpreter's own NumPy, at log 0 and −inf − −inf
 ]
 
@@ -29,7 +30,7 @@ def test_kernels_are_interpreted():
 
 
 @settings(max_examples=40)
-@given(strategies.attention_inputs(most=65, layouts=LAYOUTS))
+@given(attention_inputs(TENSORS, most=65))
 def test_attention_matches_the_reference(inputs):
     arguments, options = inputs
     gate.assert_right("attention", ATTENTION_KERNELS, arguments, options)
@@ -43,7 +44,7 @@ def test_attention_matches_the_reference_where_it_is_awkward(name):
 
 
 @settings(max_examples=40)
-@given(cross_entropy_inputs(LAYOUTS))
+@given(softmax_cross_entropy_inputs(TENSORS))
 def test_cross_entropy_matches_the_reference(inputs):
     arguments, options = inputs
     gate.assert_right("softmax_cross_entropy", LOSS_KERNELS, arguments, options)

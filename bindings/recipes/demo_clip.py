@@ -53,7 +53,8 @@ def section(quick, seed, progress):
     text = (
         f"Pictures and captions such as “{TEMPLATES[0].format('seven')}” are trained into one space for {steps} steps "
         "with the symmetric contrastive loss; captions are read byte by byte. Held-out digits are then named by the "
-        f"nearest of ten classes, each the mean of {len(TEMPLATES)} prompts: {100 * accuracy:.1f} % right."
+        f"nearest of ten classes, each the mean of {len(TEMPLATES)} prompts: {100 * accuracy:.1f} % right. The prompts "
+        "are worded as the training captions are: what is new to the model is the pictures."
     )
     return facts, report.paragraph(text) + _similarities(scores, test_images, test_labels)
 

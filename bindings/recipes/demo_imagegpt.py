@@ -50,8 +50,8 @@ def section(quick, seed, progress):
 
     rng = np.random.default_rng(seed)
     pictures = list(photographs().values())
-    palette = Palette.fit(np.concatenate([p.reshape(-1, 3) for p in pictures]), 512, iterations=10, seed=seed)
     seen, unseen = zip(*map(split, pictures), strict=True)
+    palette = Palette.fit(np.concatenate([p.reshape(-1, 3) for p in seen]), 512, iterations=10, seed=seed)
     held_out, labels = crops(unseen, 128 if quick else 256, SIDE, rng)
     held_out = palette.encode(held_out)
     baseline_tokens = palette.encode(crops(seen, 4000, SIDE, rng)[0])
@@ -80,7 +80,8 @@ def section(quick, seed, progress):
     }
     completed = complete(model, palette, held_out[:12], seed)
     text = (
-        f"Trained for {steps} steps to predict each pixel of {SIDE} x {SIDE} crops from those before it. Crops it "
+        f"Trained for {steps} steps to predict each pixel of {SIDE} x {SIDE} crops from those before it; pixels are "
+        "colours of a palette fitted to the same parts of the photographs that crops are taken from. Crops it "
         f"never saw, from the right quarter of each photograph, cost it {evaluated[steps]:.2f} nats per pixel; a "
         f"histogram of colours costs {baselines[0]:.2f} and a bigram of the left neighbour {baselines[1]:.2f}."
     )

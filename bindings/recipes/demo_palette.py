@@ -16,7 +16,7 @@ def section(quick, seed, progress):
     palette = Palette.fit(pixels, 512, iterations=10 if quick else 30, seed=seed)
     plot, axes = pyplot.subplots(2, 5, figsize=(13, 5.2))
     errors = {}
-    for axis, (name, picture) in zip(axes.T.flat, pictures.items(), strict=True):
+    for axis, (name, picture) in zip(axes.T.flat, progress(list(pictures.items())), strict=True):
         coded = palette.decode(palette.encode(picture))
         errors[name] = float(np.abs(coded.astype(int) - picture).mean())
         half = picture.shape[0] // 2 if picture.shape[1] < picture.shape[0] else picture.shape[1] // 2

@@ -3,9 +3,9 @@
 import base64
 import html
 import io
-import os
-import tempfile
 from pathlib import Path
+
+from saccade.files import replacing
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1d1d1f; background: #fafaf8; margin: 0 auto; max-width: 62rem;
@@ -63,8 +63,6 @@ def page(title, introduction, sections):
 
 def write(path, text):
     """Write a text file under a temporary name, then rename it: never half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.replace(file.name, path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -167,23 +167,42 @@ def _norm(way, x, scale, bias, options, cotangents, centred):
     return outputs, (grad_x, grad_scale, *middle, grad_residual)
 
 
-def _upwards(name, keys):
-    """An elementwise operation: the definition itself, evaluated in the compute dtype."""
-
-    def compute(way, arguments, options, cotangents):
-        arguments = tuple(x if np.asarray(x).dtype.kind in "iub" else way.raise_(x)[0] for x in arguments)
-        out, saved = getattr(reference, f"{name}_forward")(*arguments, **options)
-        if cotangents is None:
-            return (out,), ()
-        return (out,), getattr(reference, f"{name}_backward")(saved, *way.raise_(*cotangents))
-
-    compute.__doc__ = f"``{name}`` has no sums worth reordering{keys}: its definition in the compute dtype."
-    return compute
+def gelu(way, arguments, options, cotangents):
+    """The definition in the compute dtype; its elementary functions see arguments that are off by a rounding."""
+    (x,) = way.raise_(*arguments)
+    out, saved = reference.gelu_forward(way.rounding(x), **options)
+    if cotangents is None:
+        return (way.rounding(out),), ()
+    (grad,) = reference.gelu_backward(saved, *way.raise_(*cotangents))
+    return (way.rounding(out),), (way.rounding(grad),)
 
 
-gelu = _upwards("gelu", "")
-batch_norm = _upwards("batch_norm", " but those of its gradients over pixels")
-average_pool = _upwards("average_pool", " beyond one window")
+def batch_norm(way, arguments, options, cotangents):
+    """Normalisation with given statistics; gradients are sums over pixels."""
+    x, mean, variance, scale, bias = way.raise_(*arguments)
+    inverse = 1 / way.sqrt(variance + way.core.type(options.get("eps", 1e-5)))
+    normal = way.rounding((x - mean) * inverse)
+    if cotangents is None:
+        return (normal * scale + bias,), ()
+    (grad,) = way.raise_(*cotangents)
+    flat = (-1, grad.shape[-1])
+    grad_scale, grad_bias = (way.sum(terms.reshape(flat), 0)[0] for terms in (grad * normal, grad))
+    return (normal * scale + bias,), (way.rounding(grad * scale * inverse), grad_scale, grad_bias)
+
+
+def average_pool(way, arguments, options, cotangents):
+    """The mean of each window."""
+    (x,), size = way.raise_(*arguments), options["size"]
+    b, h, w, c = x.shape
+    rows, columns = h // size, w // size
+    blocks = x[:, : rows * size, : columns * size].reshape(b, rows, size, columns, size, c)
+    windows = np.moveaxis(blocks, 2, 4).reshape(b, rows, columns, size * size, c)
+    out = way.mean(windows, -2)[..., 0, :]
+    if cotangents is None:
+        return (out,), ()
+    _, saved = reference.average_pool_forward(x, size=size)
+    (grad,) = reference.average_pool_backward(saved, *way.raise_(*cotangents))
+    return (out,), (way.rounding(grad),)
 
 
 def mlp(way, arguments, options, cotangents):

@@ -1,6 +1,7 @@
-"""Hypothesis strategies for inputs that reveal faults: awkward lengths, layouts, masks and values.
+"""Hypothesis strategies for arrays that reveal faults: awkward lengths, layouts, masks and values.
 
-Shapes and layouts are drawn by Hypothesis, so that they shrink; values come from a seed it draws.
+Shapes and layouts are drawn by Hypothesis, so that they shrink; values come from a seed it draws. What whole
+operations take is drawn by ``saccade.testing.inputs``.
 """
 
 import ml_dtypes
@@ -8,26 +9,45 @@ import numpy as np
 from hypothesis import strategies as st
 
 DTYPES = tuple(map(np.dtype, (np.float32, np.float64, ml_dtypes.bfloat16, np.float16)))
-LAYOUTS = ("dense", "reversed axes", "every other", "misaligned", "broadcast", "read-only")
-REGIMES = ("normal", "large", "near ties", "constant", "tiny")
+LAYOUTS = ("dense", "reversed axes", "every other", "sliced", "misaligned", "broadcast", "read-only")
+GUARD = 0xA5  # what fills the memory around a view
+
+# Regimes of values; "normal" first, since Hypothesis shrinks towards it.
+REGIMES = ("normal", "large", "near ties", "constant", "tiny", "denormal", "cancelling", "one hot")
 
 
 def lengths(most=40, least=0):
-    """Sequence lengths: small ones, primes, and the edges of blocks of 16, 32, 64 and 192 as far as ``most``."""
-    edges = [0, 1, 2, 3, 5, 7, 13, 15, 16, 17, 24, 31, 32, 33, 37, 63, 64, 65, 96, 191, 192, 193]
-    return st.sampled_from([n for n in edges if least <= n <= most])
+    """Lengths: 0, 1, primes, and about blocks of 16, 32, 64, 128 and 192: less one, full, one more, and a half more."""
+    edges = {0, 1, 2, 3, 5, 7, 13, 37}
+    for block in (16, 32, 64, 128, 192):
+        edges |= {block - 1, block, block + 1, block + block // 2}
+    return st.sampled_from([n for n in sorted(edges) if least <= n <= most])
+
+
+def head_dims(most=128):
+    """Head dimensions: powers of two and what vision transformers have besides (72, 80, 88, 96, 104), and odd ones."""
+    return st.sampled_from([d for d in (8, 16, 64, 1, 3, 24, 32, 40, 72, 80, 88, 96, 104, 128) if d <= most])
 
 
 def laid_out(values, layout):
-    """The same values as ``values``, in memory the way ``layout`` says (a name in ``LAYOUTS``)."""
+    """The same values as ``values``, in memory the way ``layout`` says (a name in ``LAYOUTS``).
+
+    Views lie in memory that is otherwise filled with ``GUARD`` bytes; "broadcast" repeats the first of the leading
+    axis, with stride 0.
+    """
     if layout == "reversed axes":
         return np.ascontiguousarray(values.T).T
     if layout == "every other" and values.ndim:
-        wide = np.full((*values.shape[:-1], 2 * values.shape[-1] + 1), np.nan, values.dtype)
+        wide = _guarded((*values.shape[:-1], 2 * values.shape[-1] + 1), values.dtype)
         wide[..., 1::2] = values
         return wide[..., 1::2]
+    if layout == "sliced" and values.ndim:
+        wide = _guarded(tuple(n + 3 for n in values.shape), values.dtype)
+        inside = wide[tuple(slice(1, n + 1) for n in values.shape)]
+        inside[...] = values
+        return inside
     if layout == "misaligned":
-        buffer = np.zeros(values.nbytes + 1, np.uint8)
+        buffer = np.full(values.nbytes + 1, GUARD, np.uint8)
         view = buffer[1:].view(values.dtype).reshape(values.shape)
         view[...] = values
         return view
@@ -39,8 +59,16 @@ def laid_out(values, layout):
     return values
 
 
-def _values(rng, shape, dtype, regime):
+def _guarded(shape, dtype):
+    x = np.empty(shape, dtype)
+    x.reshape(-1).view(np.uint8)[:] = GUARD
+    return x
+
+
+def values(rng, shape, dtype, regime):
+    """An array of one regime of values (a name in ``REGIMES``)."""
     x = rng.standard_normal(shape)
+    smallest = float(ml_dtypes.finfo(dtype).smallest_normal)
     if regime == "large":
         x = x * 30
     elif regime == "near ties":
@@ -49,14 +77,26 @@ def _values(rng, shape, dtype, regime):
         x = np.full(shape, rng.standard_normal())
     elif regime == "tiny":
         x = x * 1e-4
+    elif regime == "denormal":
+        x = x * (smallest / 8)
+    elif regime == "cancelling" and x.ndim:
+        half = x.shape[-1] // 2
+        x[..., half : 2 * half] = -x[..., :half] * (1 + 2.0**-6)
+    elif regime == "one hot" and x.ndim and x.shape[-1]:
+        x = 8.0 * (np.arange(x.shape[-1]) == rng.integers(x.shape[-1], size=(*x.shape[:-1], 1)))
     return x.astype(dtype)
 
 
 @st.composite
 def arrays(draw, shape, dtype, layouts=LAYOUTS, regimes=("normal",)):
     """Floating-point arrays of one shape and dtype, in any layout and regime of values."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    return laid_out(_values(rng, shape, dtype, draw(st.sampled_from(regimes))), draw(st.sampled_from(layouts)))
+    rng = np.random.default_rng(draw(seeds()))
+    return laid_out(values(rng, shape, dtype, draw(st.sampled_from(regimes))), draw(st.sampled_from(layouts)))
+
+
+def seeds():
+    """Seeds for NumPy's generator."""
+    return st.integers(0, 2**32 - 1)
 
 
 def dtypes():
@@ -81,7 +121,7 @@ def masks(shape):
         return kinds[kind]
 
     names = ("random", "empty rows", "one key", "prefix", "checkerboard", "nothing")
-    return st.builds(build, st.sampled_from(names), st.integers(0, 2**32 - 1))
+    return st.builds(build, st.sampled_from(names), seeds())
 
 
 def broadcastable(shape):
@@ -95,49 +135,56 @@ def broadcastable(shape):
 
 
 @st.composite
-def attention_inputs(draw, dtype=None, most=40, layouts=LAYOUTS):
-    """``((query, key, value), options)`` for ``attention``."""
-    dtype = draw(dtypes()) if dtype is None else dtype
-    b, h = draw(st.integers(0, 3)), draw(st.integers(1, 3))
-    t, s = draw(lengths(most)), draw(lengths(most))
-    d = draw(st.sampled_from([1, 3, 8, 16, 24, 40, 64, 72, 80]))
-    e = draw(st.sampled_from([d, d, d, 1, 5, 16]))
-    regime = draw(st.sampled_from(REGIMES))
-    one = {"dtype": dtype, "layouts": layouts, "regimes": (regime,)}
-    query, key = draw(arrays((b, h, t, d), **one)), draw(arrays((b, h, s, d), **one))
-    value = draw(arrays((b, h, s, e), dtype=dtype, layouts=layouts))
-    options = {"causal": draw(st.booleans()), "return_lse": draw(st.booleans())}
-    if draw(st.booleans()):
-        options["scale"] = draw(st.sampled_from([1.0, 0.125, -0.5, 0.0]))
-    if draw(st.booleans()):
-        options["key_lengths"] = np.array(draw(st.lists(st.integers(0, s), min_size=b, max_size=b)), np.int64)
-    if draw(st.booleans()):
-        shape = draw(broadcastable((b, h, t, s)))
-        if len(shape) >= 2:
-            options["mask"] = draw(masks(shape))
-    if draw(st.booleans()):
-        options["bias"] = draw(arrays(draw(broadcastable((b, h, t, s))), dtype, layouts))
-    return (query, key, value), options
+def embeddings(draw, n, e, dtype, layouts=LAYOUTS):
+    """(n, e) rows of length 1, as a contrastive loss takes them; sometimes all alike, sometimes not normalised."""
+    rng = np.random.default_rng(draw(seeds()))
+    kind = draw(st.sampled_from(["unit", "alike", "raw"]))
+    x = rng.standard_normal((n, e))
+    if kind == "alike":
+        x = x[:1] + 1e-2 * x
+    if kind != "raw":
+        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return laid_out(x.astype(dtype), draw(st.sampled_from(layouts)))
+
+
+def logits(n, k, dtype, layouts=LAYOUTS):
+    """(n, k) logits: ordinary, certain, all alike, and far below 0, where exp without a shift is 0."""
+    shapes = arrays((n, k), dtype, layouts, regimes=("normal", "large", "constant", "one hot"))
+
+    def lowered(x, low):
+        return x - x.dtype.type(200) if low else x
+
+    return st.builds(lowered, shapes, st.booleans())
 
 
 @st.composite
-def qkv_inputs(draw, dtype=None, most=40, layouts=LAYOUTS):
-    """``((qkv,), options)`` for ``qkv_attention``."""
-    dtype = draw(dtypes()) if dtype is None else dtype
-    b, n, h = draw(st.integers(0, 3)), draw(lengths(most)), draw(st.integers(1, 3))
-    d = draw(st.sampled_from([1, 8, 24, 64, 72]))
-    options = {"causal": draw(st.booleans())}
-    if draw(st.booleans()):
-        options["key_lengths"] = np.array(draw(st.lists(st.integers(0, n), min_size=b, max_size=b)), np.int64)
-    return (draw(arrays((b, n, 3, h, d), dtype, layouts)),), options
+def labels(draw, n, k, ignore_index=-100):
+    """(n,) classes below k; some, all or none ignored."""
+    rng = np.random.default_rng(draw(seeds()))
+    drawn = rng.integers(0, max(k, 1), n).astype(draw(st.sampled_from([np.int64, np.int32])))
+    drawn[rng.random(n) < draw(st.sampled_from([0, 0.3, 1]))] = ignore_index
+    return drawn
 
 
 @st.composite
-def varlen_inputs(draw, dtype=None, layouts=LAYOUTS):
-    """``((query, key, value), options)`` for ``varlen_attention``."""
-    dtype = draw(dtypes()) if dtype is None else dtype
-    each = draw(st.lists(lengths(33), min_size=1, max_size=4))
-    n, h, d = sum(each), draw(st.integers(1, 3)), draw(st.sampled_from([1, 8, 40]))
-    three = tuple(draw(arrays((n, h, d), dtype, layouts)) for _ in range(3))
-    bounds = np.concatenate([[0], np.cumsum(each)])
-    return three, {"cumulative_lengths": bounds, "causal": draw(st.booleans())}
+def images(draw, dtype, patch=4, most=3):
+    """(b, h, w, c) pictures, uint8 or of ``dtype``, whose sides are multiples of ``patch``."""
+    shape = (draw(st.integers(0, 3)), *(patch * draw(st.integers(1, most)) for _ in "hw"), draw(st.integers(1, 4)))
+    if draw(st.booleans()):
+        return np.random.default_rng(draw(seeds())).integers(0, 256, shape).astype(np.uint8)
+    return draw(arrays(shape, dtype))
+
+
+@st.composite
+def pixels(draw, most=300):
+    """(n, 3) uint8 colours: all over the cube, few distinct ones, greys, or one."""
+    rng = np.random.default_rng(draw(seeds()))
+    n, kind = draw(st.integers(1, most)), draw(st.sampled_from(["any", "few", "grey", "one"]))
+    drawn = rng.integers(0, 256, (n, 3))
+    if kind == "few":
+        drawn = drawn[rng.integers(0, min(n, 7), n)]
+    elif kind == "grey":
+        drawn = np.repeat(drawn[:, :1], 3, 1)
+    elif kind == "one":
+        drawn = np.repeat(drawn[:1], n, 0)
+    return drawn.astype(np.uint8)

@@ -52,6 +52,10 @@ class Way:
         """sqrt(x) as an elementary function gives it."""
         return self._elementary(np.sqrt(x))
 
+    def rounding(self, x):
+        """``x`` as one more rounding in the compute dtype may leave it."""
+        return self._moved(x, float(np.finfo(self.core).eps))
+
     def _elementary(self, x):
         return self._moved(x, 2 * float(np.finfo(self.core).eps))
 
@@ -75,7 +79,7 @@ class Way:
             total = _last(np.stack([_last(part) for part in parts], -1))
         else:
             total = _last(x[..., ::-1] if self.order == "reversed" else x)
-        return np.expand_dims(self._moved(total / factor, float(np.finfo(self.core).eps)), axis)
+        return np.expand_dims(self.rounding(total / factor), axis)
 
     def mean(self, x, axis):
         """Mean along one axis, kept with length 1."""
@@ -89,7 +93,7 @@ class Way:
         """(…, m, k) @ (…, k, n) with rounded operands."""
         factor = self._factor()
         product = self._product(self.round(a) * factor, self.round(b))
-        return self._moved(product / factor, float(np.finfo(self.core).eps))
+        return self.rounding(product / factor)
 
     def _factor(self):
         """With noise, a factor to multiply by before adding and to divide by after: where many terms are equal, each

@@ -107,7 +107,7 @@ def sigmoid_cross_entropy(logits, targets, *, reduction="mean", backend=None):
     "linear_cross_entropy_forward",
     lambda hidden, weight, labels, ignore, smoothing, reduction, backend: (
         _loss(hidden, reduction),
-        _statistic(hidden, hidden.shape[0]),
+        _statistic(hidden, (3, hidden.shape[0])),
     ),
 )
 def _linear_forward(
@@ -159,7 +159,8 @@ def linear_cross_entropy(
 
 
 def _pair_shapes(images, texts, logit_scale, backend):
-    return _statistic(images, ()), _statistic(images, images.shape[0]), _statistic(images, images.shape[0])
+    rows = (3, images.shape[0])
+    return _statistic(images, ()), _statistic(images, rows), _statistic(images, rows)
 
 
 @operator("clip_loss_forward", _pair_shapes)
@@ -173,10 +174,10 @@ def _clip_forward(
 
 @operator("clip_loss_backward", lambda grad_loss, images, texts, scale, *_: tuple(map(dense, (images, texts, scale))))
 def _clip_backward(
-    grad_loss: Tensor, image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, row_lse: Tensor,
-    column_lse: Tensor, backend: str | None,
+    grad_loss: Tensor, image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, of_images: Tensor,
+    of_texts: Tensor, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    saved = image_embeddings, text_embeddings, logit_scale, row_lse, column_lse
+    saved = image_embeddings, text_embeddings, logit_scale, of_images, of_texts
     return call("clip_loss_backward", backend, image_embeddings.device, saved, grad_loss)
 
 

@@ -17,11 +17,20 @@ import numpy as np
 
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.layers import grain, private, silent
-from saccade.kernels.numba.mathematics import exponential, exponentials, row_max, row_sum, sigmoid, softplus
-from saccade.kernels.numba.memory import core_dtype, describe, load_block, load_block_transposed, load_row, store_row
-from saccade.kernels.numba.products import product, wide
+from saccade.kernels.numba.mathematics import exponentials, row_max, row_sum, sigmoid, softplus
+from saccade.kernels.numba.memory import core_dtype, describe, load_row, store_row
+from saccade.kernels.numba.pairs import pair_gradients, siglip_rows
 from saccade.kernels.numba.threads import parallel_for
-from saccade.kernels.numba.tiles import COLUMNS, ROWS, finite, own_products, product_statistics, rows_at
+from saccade.kernels.numba.tiles import (
+    COLUMNS,
+    LOSS,
+    ROWS,
+    finite,
+    linear_backward_hidden,
+    linear_backward_weight,
+    own_products,
+    product_statistics,
+)
 
 _NOTHING = (0, 0, 0, 0)
 
@@ -198,106 +207,32 @@ def linear_cross_entropy(hidden, weight, labels, *, ignore_index=-100, label_smo
 
 @silent
 def linear_cross_entropy_forward(hidden, weight, labels, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
-    """``linear_cross_entropy`` and (hidden, weight, labels, lse − own, ignore_index, label_smoothing, reduction)."""
+    """``linear_cross_entropy`` and (hidden, weight, labels, statistics, ignore_index, label_smoothing, reduction)."""
     core = core_dtype(hidden.dtype)
     n, (k, e) = len(hidden), weight.shape
     integers, _ = _split_labels(labels, ignore_index)
-    relative, mean = np.empty(n, core), np.empty(n, core)
+    statistics, mean = np.empty((3, n), core), np.empty(n, core)
     own = own_products(hidden, weight, integers, core)
     arrays = (n, k, e), describe(hidden), describe(weight), core.type(1), integers, own
-    parallel_for(product_statistics, -(-n // ROWS), 1, *arrays, relative, mean)
-    per_row = np.where(integers >= 0, relative - (core.type(label_smoothing) * mean if label_smoothing else 0), 0)
+    parallel_for(product_statistics, -(-n // ROWS), 1, *arrays, statistics, mean)
+    smoothed = core.type(label_smoothing) * mean if label_smoothing else 0
+    per_row = np.where(integers >= 0, statistics[LOSS] - smoothed, 0)
     loss = _reduce(per_row.astype(core, copy=False), _counted(integers, None), reduction)
-    return loss, (hidden, weight, labels, relative, ignore_index, label_smoothing, reduction)
+    return loss, (hidden, weight, labels, statistics, ignore_index, label_smoothing, reduction)
 
 
 def linear_cross_entropy_backward(saved, grad_loss):
     """Gradients for hidden and weight."""
-    hidden, weight, labels, relative, ignore_index, label_smoothing, reduction = saved
+    hidden, weight, labels, statistics, ignore_index, label_smoothing, reduction = saved
     n, (k, e) = len(hidden), weight.shape
     integers, _ = _split_labels(labels, ignore_index)
-    core = relative.dtype
+    core = statistics.dtype
     grad_rows = _spread(grad_loss, n, _counted(integers, None), reduction, core)
     grad_hidden, grad_weight = np.empty(hidden.shape, hidden.dtype), np.empty(weight.shape, weight.dtype)
-    own = own_products(hidden, weight, integers, core)
-    arrays = (n, k, e), describe(hidden), describe(weight), integers, core.type(label_smoothing), own, relative
-    parallel_for(_linear_backward_hidden, -(-n // ROWS), 1, *arrays, grad_rows, describe(grad_hidden))
-    parallel_for(_linear_backward_weight, -(-k // COLUMNS), 1, *arrays, grad_rows, describe(grad_weight))
+    arrays = (n, k, e), describe(hidden), describe(weight), integers, core.type(label_smoothing), statistics
+    parallel_for(linear_backward_hidden, -(-n // ROWS), 1, *arrays, grad_rows, describe(grad_hidden))
+    parallel_for(linear_backward_weight, -(-k // COLUMNS), 1, *arrays, grad_rows, describe(grad_weight))
     return grad_hidden, grad_weight
-
-
-@jit
-def _label_tile(logits, labels, smoothing, share, own, relative, grad_rows, first, rows, first_column, columns):
-    """A tile of logits -> its gradient."""
-    for i in range(rows):
-        row, level = logits[i, :columns], finite(own[first + i])
-        loss, grad = relative[first + i], grad_rows[first + i]
-        if labels[first + i] < 0:
-            row[:] = 0
-            continue
-        for j in range(columns):
-            row[j] = exponential(row[j] - level - loss)
-        at = labels[first + i] - first_column
-        if 0 <= at < columns:
-            row[at] = math.expm1(-loss) + smoothing
-        for j in range(columns):
-            row[j] = (row[j] - share) * grad
-
-
-@jit
-def _linear_backward_hidden(
-    start, stop, sizes, hidden, weight, labels, smoothing, own, relative, grad_rows, grad_hidden
-):
-    n, k, e = sizes
-    dtype = relative.dtype
-    wide_k, wide_e = wide(relative, COLUMNS), wide(relative, e)
-    a_block, b_block, b_rows = (
-        np.zeros((ROWS, e), dtype),
-        np.zeros((e, wide_k), dtype),
-        np.zeros((COLUMNS, wide_e), dtype),
-    )
-    logits, total, line = np.zeros((ROWS, wide_k), dtype), np.zeros((ROWS, wide_e), dtype), np.empty(e, dtype)
-    share = smoothing / dtype.type(k)
-    for block in range(start, stop):
-        first = block * ROWS
-        rows = min(ROWS, n - first)
-        load_block(a_block, hidden, hidden[2], hidden[3], rows_at(hidden, first), rows, e)
-        total[:] = 0
-        for first_column in range(0, k, COLUMNS):
-            columns = min(COLUMNS, k - first_column)
-            address = rows_at(weight, first_column)
-            load_block_transposed(b_block, line, weight, weight[2], weight[3], address, columns, e)
-            load_block(b_rows, weight, weight[2], weight[3], address, columns, e)
-            product(a_block, e, 1, b_block, logits, rows, columns, e, 0)
-            _label_tile(logits, labels, smoothing, share, own, relative, grad_rows, first, rows, first_column, columns)
-            product(logits, wide_k, 1, b_rows, total, rows, e, columns, 1)
-        for i in range(rows):
-            store_row(rows_at(grad_hidden, first + i), grad_hidden[3], grad_hidden[1], total[i, :e])
-
-
-@jit
-def _linear_backward_weight(
-    start, stop, sizes, hidden, weight, labels, smoothing, own, relative, grad_rows, grad_weight
-):
-    n, k, e = sizes
-    dtype = relative.dtype
-    wide_k, wide_e = wide(relative, COLUMNS), wide(relative, e)
-    a_block, b_block = np.zeros((ROWS, wide_e), dtype), np.zeros((e, wide_k), dtype)
-    logits, total, line = np.zeros((ROWS, wide_k), dtype), np.zeros((COLUMNS, wide_e), dtype), np.empty(e, dtype)
-    share = smoothing / dtype.type(k)
-    for block in range(start, stop):
-        first_column = block * COLUMNS
-        columns = min(COLUMNS, k - first_column)
-        load_block_transposed(b_block, line, weight, weight[2], weight[3], rows_at(weight, first_column), columns, e)
-        total[:] = 0
-        for first in range(0, n, ROWS):
-            rows = min(ROWS, n - first)
-            load_block(a_block, hidden, hidden[2], hidden[3], rows_at(hidden, first), rows, e)
-            product(a_block, wide_e, 1, b_block, logits, rows, columns, e, 0)
-            _label_tile(logits, labels, smoothing, share, own, relative, grad_rows, first, rows, first_column, columns)
-            product(logits, 1, wide_k, a_block, total, columns, e, rows, 1)
-        for j in range(columns):
-            store_row(rows_at(grad_weight, first_column + j), grad_weight[3], grad_weight[1], total[j, :e])
 
 
 def clip_loss(image_embeddings, text_embeddings, logit_scale):
@@ -307,27 +242,27 @@ def clip_loss(image_embeddings, text_embeddings, logit_scale):
 
 @silent
 def clip_loss_forward(image_embeddings, text_embeddings, logit_scale):
-    """``clip_loss`` and (image embeddings, text embeddings, logit_scale, loss of each image, loss of each text)."""
+    """``clip_loss`` and (image embeddings, text embeddings, logit_scale, statistics of images, of texts)."""
     core = core_dtype(image_embeddings.dtype)
     n, e = image_embeddings.shape
     scale, own = core.type(logit_scale), np.arange(n)
     images, texts = describe(image_embeddings), describe(text_embeddings)
-    image_loss, text_loss, unused = (np.empty(n, core) for _ in range(3))
+    of_images, of_texts, unused = np.empty((3, n), core), np.empty((3, n), core), np.empty(n, core)
     sizes, blocks, products = (n, n, e), -(-n // ROWS), own_products(image_embeddings, text_embeddings, own, core)
-    parallel_for(product_statistics, blocks, 1, sizes, images, texts, scale, own, products, image_loss, unused)
-    parallel_for(product_statistics, blocks, 1, sizes, texts, images, scale, own, products, text_loss, unused)
-    loss = ((image_loss + text_loss) / 2).sum() / core.type(n)
-    return np.asarray(loss), (image_embeddings, text_embeddings, logit_scale, image_loss, text_loss)
+    parallel_for(product_statistics, blocks, 1, sizes, images, texts, scale, own, products, of_images, unused)
+    parallel_for(product_statistics, blocks, 1, sizes, texts, images, scale, own, products, of_texts, unused)
+    loss = ((of_images[LOSS] + of_texts[LOSS]) / 2).sum() / core.type(n)
+    return np.asarray(loss), (image_embeddings, text_embeddings, logit_scale, of_images, of_texts)
 
 
 @silent
 def clip_loss_backward(saved, grad_loss):
     """Gradients for the image embeddings, the text embeddings and logit_scale (None if that is a number)."""
-    images, texts, logit_scale, image_loss, text_loss = saved
-    core, n = image_loss.dtype, len(images)
+    images, texts, logit_scale, of_images, of_texts = saved
+    core, n = of_images.dtype, len(images)
     factors = core.type(logit_scale), core.type(0), core.type(grad_loss) / core.type(2 * n)
     own = own_products(images, texts, np.arange(n), core)
-    return _pair_gradients(images, texts, logit_scale, (own, image_loss, text_loss), factors, False)[:3]
+    return pair_gradients(images, texts, logit_scale, (own, of_images, of_texts), factors, False)[:3]
 
 
 def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
@@ -343,7 +278,7 @@ def siglip_loss_forward(image_embeddings, text_embeddings, logit_scale, logit_bi
     per_row = np.empty(n, core)
     factors = core.type(logit_scale), core.type(logit_bias)
     arrays = describe(image_embeddings), describe(text_embeddings)
-    parallel_for(_siglip_rows, -(-n // ROWS), 1, (n, n, e), *arrays, *factors, per_row)
+    parallel_for(siglip_rows, -(-n // ROWS), 1, (n, n, e), *arrays, *factors, per_row)
     saved = image_embeddings, text_embeddings, logit_scale, logit_bias
     return np.asarray(per_row.sum() / core.type(n)), saved
 
@@ -353,113 +288,8 @@ def siglip_loss_backward(saved, grad_loss):
     """Gradients for both embeddings, logit_scale and logit_bias (None where a number was given)."""
     images, texts, logit_scale, logit_bias = saved
     core, n = core_dtype(images.dtype), len(images)
-    unused = np.zeros(n, core)
+    unused = np.zeros(n, core), np.zeros((3, n), core), np.zeros((3, n), core)
     factors = core.type(logit_scale), core.type(logit_bias), core.type(grad_loss) / core.type(n)
-    *gradients, bias_rows = _pair_gradients(images, texts, logit_scale, (unused,) * 3, factors, True)
+    *gradients, bias_rows = pair_gradients(images, texts, logit_scale, unused, factors, True)
     given = isinstance(logit_bias, np.ndarray)
     return *gradients, np.asarray(bias_rows.sum()).astype(logit_bias.dtype) if given else None
-
-
-def _pair_gradients(images, texts, logit_scale, statistics, factors, pairwise):
-    """Gradients for images, texts, logit_scale, and per row of logits their sum."""
-    own, image_loss, text_loss = statistics
-    n, e = images.shape
-    grad_images, grad_texts = np.empty(images.shape, images.dtype), np.empty(texts.shape, texts.dtype)
-    scale_rows, bias_rows, unused = np.empty((3, n), own.dtype)
-    sizes, blocks = (n, n, e), -(-n // ROWS)
-    swapped = describe(texts), describe(images), own, text_loss, image_loss, *factors, pairwise
-    straight = describe(images), describe(texts), own, image_loss, text_loss, *factors, pairwise
-    parallel_for(_pair_backward, blocks, 1, sizes, *swapped, describe(grad_texts), unused, unused)
-    parallel_for(_pair_backward, blocks, 1, sizes, *straight, describe(grad_images), scale_rows, bias_rows)
-    given = isinstance(logit_scale, np.ndarray)
-    grad_scale = np.asarray(scale_rows.sum()).astype(logit_scale.dtype) if given else None
-    return grad_images, grad_texts, grad_scale, bias_rows
-
-
-@jit
-def _siglip_rows(start, stop, sizes, a, b, scale, bias, per_row):
-    n, k, e = sizes
-    dtype = per_row.dtype
-    a_block, b_block = np.zeros((ROWS, e), dtype), np.zeros((e, wide(per_row, COLUMNS)), dtype)
-    logits, line = np.zeros((ROWS, wide(per_row, COLUMNS)), dtype), np.empty(e, dtype)
-    for block in range(start, stop):
-        first = block * ROWS
-        rows = min(ROWS, n - first)
-        load_block(a_block, a, a[2], a[3], rows_at(a, first), rows, e)
-        per_row[first : first + rows] = 0
-        for first_column in range(0, k, COLUMNS):
-            columns = min(COLUMNS, k - first_column)
-            load_block_transposed(b_block, line, b, b[2], b[3], rows_at(b, first_column), columns, e)
-            product(a_block, e, 1, b_block, logits, rows, columns, e, 0)
-            for i in range(rows):
-                for j in range(columns):
-                    logit = scale * logits[i, j] + bias
-                    logits[i, j] = softplus(-logit if first + i == first_column + j else logit)
-                per_row[first + i] += row_sum(logits[i, :columns])
-
-
-@jit
-def _pairwise_gradient(grads, products, scale, bias, factor, at):
-    """A row of products -> the gradients of its logits in ``grads``, their products with it in ``products``."""
-    for j in range(grads.shape[0]):
-        logit = scale * products[j] + bias
-        grads[j] = factor * (-sigmoid(-logit) if j == at else sigmoid(logit))
-        products[j] *= grads[j]
-
-
-@jit
-def _softmax_gradient(grads, products, scale, factor, own, loss, owns, losses, at):
-    """The same for both softmaxes: that of the row, and those of the columns that it crosses."""
-    for j in range(grads.shape[0]):
-        over, across = products[j] - own, products[j] - owns[j]
-        weight, weight_across = exponential(scale * over - loss), exponential(scale * across - losses[j])
-        grads[j] = factor * (weight + weight_across)
-        products[j] = factor * (weight * over + weight_across * across)
-    if 0 <= at < grads.shape[0]:
-        grads[at] = factor * (math.expm1(-loss) + math.expm1(-losses[at]))
-
-
-@jit
-def _pair_backward(
-    start, stop, sizes, a, b, own, loss_a, loss_b, scale, bias, factor, pairwise, grad_a, scale_rows, bias_rows
-):
-    """dA = scale · G B with G the gradient of the logits, for ROWS rows of A at a time; and per row the gradients of
-    the scale, sum G · (A Bᵀ), in which own products are left out of either softmax's share, and of the bias, sum G."""
-    n, k, e = sizes
-    dtype = own.dtype
-    wide_k, wide_e = wide(own, COLUMNS), wide(own, e)
-    a_block, b_block, b_rows = (
-        np.zeros((ROWS, e), dtype),
-        np.zeros((e, wide_k), dtype),
-        np.zeros((COLUMNS, wide_e), dtype),
-    )
-    products, total, line = np.zeros((ROWS, wide_k), dtype), np.zeros((ROWS, wide_e), dtype), np.empty(e, dtype)
-    grads = np.zeros((ROWS, wide_k), dtype)
-    for block in range(start, stop):
-        first = block * ROWS
-        rows = min(ROWS, n - first)
-        load_block(a_block, a, a[2], a[3], rows_at(a, first), rows, e)
-        total[:] = 0
-        scale_rows[first : first + rows], bias_rows[first : first + rows] = 0, 0
-        for first_column in range(0, k, COLUMNS):
-            columns = min(COLUMNS, k - first_column)
-            load_block_transposed(b_block, line, b, b[2], b[3], rows_at(b, first_column), columns, e)
-            load_block(b_rows, b, b[2], b[3], rows_at(b, first_column), columns, e)
-            product(a_block, e, 1, b_block, products, rows, columns, e, 0)
-            for i in range(rows):
-                at = first + i - first_column
-                if pairwise:
-                    _pairwise_gradient(grads[i, :columns], products[i, :columns], scale, bias, factor, at)
-                else:
-                    rest = slice(first_column, first_column + columns)
-                    _softmax_gradient(
-                        grads[i, :columns], products[i, :columns], scale, factor, own[first + i], loss_a[first + i],
-                        own[rest], loss_b[rest], at,
-                    )  # fmt: skip
-                scale_rows[first + i] += row_sum(products[i, :columns])
-                bias_rows[first + i] += row_sum(grads[i, :columns])
-            product(grads, wide_k, 1, b_rows, total, rows, e, columns, 1)
-        for i in range(rows):
-            for j in range(e):
-                total[i, j] *= scale
-            store_row(rows_at(grad_a, first + i), grad_a[3], grad_a[1], total[i, :e])

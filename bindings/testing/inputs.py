@@ -1,0 +1,336 @@
+"""Hypothesis strategies for what whole operations take: ``((argument, …), {option: …})``, awkward on purpose.
+
+Each strategy keeps to a function's ``Claims``. ``INPUTS`` has them by operation.
+"""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from saccade.testing.claims import OPTIONS, Claims
+from saccade.testing.strategies import (
+    arrays,
+    broadcastable,
+    embeddings,
+    head_dims,
+    images,
+    labels,
+    laid_out,
+    lengths,
+    logits,
+    masks,
+    seeds,
+)
+
+EVERYTHING = Claims()
+WIDTHS = (1, 2, 7, 16, 33, 48, 64, 97, 130)
+NORMS = ("normal", "large", "near ties", "one hot", "tiny")
+SCORES = ("normal", "large", "near ties", "constant", "tiny", "denormal", "cancelling", "one hot", "huge", "far below")
+
+
+def _dtype(claims):
+    return st.sampled_from([np.dtype(_named(name)) for name in claims.dtypes])
+
+
+def _named(name):
+    import ml_dtypes
+
+    return ml_dtypes.bfloat16 if name == "bfloat16" else name
+
+
+def _claimed(claims, operation, option):
+    known = OPTIONS.get(operation, ())
+    return option in known and (claims.options is None or option in claims.options)
+
+
+@st.composite
+def attention_inputs(draw, claims=EVERYTHING, most=40):
+    """For ``attention``."""
+    dtype, b, h = draw(_dtype(claims)), draw(st.integers(int(not claims.zero_sized), 3)), draw(st.integers(1, 3))
+    least = int(not (claims.zero_sized and claims.empty_rows))
+    t, s = draw(lengths(most, int(not claims.zero_sized))), draw(lengths(most, least))
+    d = draw(head_dims() if claims.head_dims is None else st.sampled_from(claims.head_dims))
+    e = draw(st.sampled_from([d, d, d, 1, 5, 16])) if claims.value_dims else d
+    options = draw(_attention_options("attention", claims, t, s))
+    if options.get("causal") and (claims.causal == "square" or (claims.causal == "end" and not claims.empty_rows)):
+        t = s if claims.causal == "square" else min(t, s)
+    query, key = draw(_scored((b, h, t, d), (b, h, s, d), dtype, claims.layouts))
+    value = draw(arrays((b, h, s, e), dtype, claims.layouts, ("normal", "normal", "constant", "cancelling")))
+    if "key_lengths" in options:
+        fewest = 0 if claims.empty_rows else min(s, max(1, s - t + 1) if options.get("causal") else 1)
+        drawn = draw(st.lists(st.integers(fewest, s), min_size=b, max_size=b))
+        options["key_lengths"] = np.array(drawn, np.int64)
+    if _claimed(claims, "attention", "mask") and draw(st.booleans()):
+        shape = draw(broadcastable((b, h, t, s)))
+        if len(shape) >= 2:
+            mask = draw(masks(shape))
+            if not claims.empty_rows and shape[-1]:
+                mask = mask | (np.arange(shape[-1]) == 0)
+            options["mask"] = mask
+    if _claimed(claims, "attention", "bias") and draw(st.booleans()):
+        options["bias"] = draw(arrays(draw(broadcastable((b, h, t, s))), dtype, claims.layouts))
+    return (query, key, value), options
+
+
+@st.composite
+def _scored(draw, query_shape, key_shape, dtype, layouts):
+    """Queries and keys in one regime: besides those of arrays, scores past ±10⁴ and log-sum-exps far below 0."""
+    regime = draw(st.sampled_from(SCORES))
+    one = {"dtype": dtype, "layouts": layouts, "regimes": (regime,)}
+    if regime not in ("huge", "far below"):
+        return draw(arrays(query_shape, **one)), draw(arrays(key_shape, **one))
+    rng = np.random.default_rng(draw(seeds()))
+    query, key = rng.standard_normal(query_shape), rng.standard_normal(key_shape)
+    if regime == "huge":
+        query, key = query * 100, key * 100
+    else:  # one channel makes every score about −300 before the others tell keys apart
+        query[..., :1], key[..., :1] = 17 * query_shape[-1] ** 0.25, -17 * query_shape[-1] ** 0.25
+    layout = draw(st.sampled_from(layouts))
+    return laid_out(query.astype(dtype), layout), laid_out(key.astype(dtype), layout)
+
+
+@st.composite
+def _attention_options(draw, operation, claims, t, s):
+    options = {}
+    if _claimed(claims, operation, "causal") and draw(st.booleans()):
+        options["causal"] = True
+    if _claimed(claims, operation, "return_lse") and draw(st.booleans()):
+        options["return_lse"] = True
+    if _claimed(claims, operation, "scale") and draw(st.booleans()):
+        options["scale"] = draw(st.sampled_from([1.0, 0.125, 0.3, -0.5, 0.0]))
+    if _claimed(claims, operation, "key_lengths") and draw(st.booleans()):
+        options["key_lengths"] = None  # drawn when the sizes are settled
+    return options
+
+
+@st.composite
+def qkv_attention_inputs(draw, claims=EVERYTHING, most=40):
+    """For ``qkv_attention``."""
+    dtype, least = draw(_dtype(claims)), int(not claims.zero_sized)
+    b, n, h = draw(st.integers(least, 3)), draw(lengths(most, least)), draw(st.integers(1, 3))
+    d = draw(head_dims() if claims.head_dims is None else st.sampled_from(claims.head_dims))
+    options = draw(_attention_options("qkv_attention", claims, n, n))
+    if "key_lengths" in options:
+        fewest = min(n, int(not claims.empty_rows))
+        options["key_lengths"] = np.array(draw(st.lists(st.integers(fewest, n), min_size=b, max_size=b)), np.int64)
+    return (draw(arrays((b, n, 3, h, d), dtype, claims.layouts)),), options
+
+
+@st.composite
+def varlen_attention_inputs(draw, claims=EVERYTHING, most=33):
+    """For ``varlen_attention``."""
+    each = draw(st.lists(lengths(most, int(not claims.zero_sized)), min_size=1, max_size=4))
+    n, h, d = sum(each), draw(st.integers(1, 3)), draw(st.sampled_from(claims.head_dims or (1, 8, 40, 64)))
+    dtype = draw(_dtype(claims))
+    three = tuple(draw(arrays((n, h, d), dtype, claims.layouts)) for _ in range(3))
+    options = draw(_attention_options("varlen_attention", claims, n, n))
+    return three, {"cumulative_lengths": np.concatenate([[0], np.cumsum(each)]).astype(np.int64), **options}
+
+
+@st.composite
+def _rows(draw, dtype, width, claims):
+    leading = draw(st.sampled_from([(3,), (2, 5), (65,), (1, 1, 2), (130,)] + [(0,)] * claims.zero_sized))
+    return draw(arrays((*leading, width), dtype, claims.layouts, NORMS))
+
+
+@st.composite
+def layer_norm_inputs(draw, claims=EVERYTHING, operation="layer_norm"):
+    """For ``layer_norm`` (and without the bias for ``rms_norm``)."""
+    dtype, width, options = draw(_dtype(claims)), draw(st.sampled_from(WIDTHS)), {}
+    x, scale = draw(_rows(dtype, width, claims)), draw(arrays((width,), dtype, claims.layouts))
+    if _claimed(claims, operation, "eps"):
+        options["eps"] = draw(st.sampled_from([1e-6, 1e-5, 0.1]))
+    if _claimed(claims, operation, "residual") and draw(st.booleans()):
+        options["residual"] = draw(arrays(x.shape, dtype, claims.layouts))
+    if operation == "rms_norm":
+        return (x, scale), options
+    return (x, scale, draw(_bias((width,), dtype, claims))), options
+
+
+def rms_norm_inputs(claims=EVERYTHING):
+    """For ``rms_norm``."""
+    return layer_norm_inputs(claims, "rms_norm")
+
+
+@st.composite
+def _bias(draw, shape, dtype, claims):
+    return draw(arrays(shape, dtype, claims.layouts)) if claims.biases and draw(st.booleans()) else None
+
+
+@st.composite
+def gelu_inputs(draw, claims=EVERYTHING):
+    """For ``gelu``."""
+    dtype, options = draw(_dtype(claims)), {}
+    if _claimed(claims, "gelu", "kind"):
+        options["kind"] = draw(st.sampled_from(["erf", "tanh", "sigmoid"]))
+    return (draw(_rows(dtype, draw(st.sampled_from(WIDTHS)), claims)),), options
+
+
+@st.composite
+def l2_normalize_inputs(draw, claims=EVERYTHING):
+    """For ``l2_normalize``."""
+    return (draw(_rows(draw(_dtype(claims)), draw(st.sampled_from(WIDTHS)), claims)),), {}
+
+
+@st.composite
+def linear_inputs(draw, claims=EVERYTHING):
+    """For ``linear``."""
+    dtype, i, o = draw(_dtype(claims)), draw(st.sampled_from(WIDTHS)), draw(st.sampled_from([1, 3, 17, 64]))
+    x, weight = draw(_rows(dtype, i, claims)), draw(arrays((o, i), dtype, claims.layouts))
+    return (x, weight, draw(_bias((o,), dtype, claims))), {}
+
+
+@st.composite
+def mlp_inputs(draw, claims=EVERYTHING):
+    """For ``mlp``."""
+    (x, weight_in, bias_in), _ = draw(linear_inputs(claims))
+    o, hidden, dtype = draw(st.sampled_from([1, 5, 16])), len(weight_in), weight_in.dtype
+    weight_out = draw(arrays((o, hidden), dtype, claims.layouts))
+    options = {"kind": draw(st.sampled_from(["erf", "tanh", "sigmoid"]))} if _claimed(claims, "mlp", "kind") else {}
+    return (x, weight_in, bias_in, weight_out, draw(_bias((o,), dtype, claims))), options
+
+
+@st.composite
+def embedding_inputs(draw, claims=EVERYTHING):
+    """For ``embedding``: tokens that repeat, are missing, or are none."""
+    rows = draw(st.sampled_from([1, 2, 7, 50]))
+    tokens = draw(st.lists(st.integers(0, rows - 1), min_size=int(not claims.zero_sized), max_size=40))
+    weight = draw(arrays((rows, draw(st.sampled_from(WIDTHS))), draw(_dtype(claims)), claims.layouts))
+    return (np.array(tokens, np.int64), weight), {}
+
+
+@st.composite
+def patch_embed_inputs(draw, claims=EVERYTHING):
+    """For ``patch_embed``."""
+    dtype, p = draw(_dtype(claims)), draw(st.sampled_from([1, 2, 3, 4]))
+    pictures = draw(images(dtype, p))
+    if not claims.zero_sized and not len(pictures):
+        pictures = np.zeros((1, *pictures.shape[1:]), pictures.dtype)
+    c = pictures.shape[3]
+    weight = draw(arrays((draw(st.sampled_from([1, 5, 17])), c, p, p), dtype, claims.layouts))
+    options = {}
+    for name, numbers in (("mean", (0.4, 0.5, 0.6, 0.1)), ("std", (0.2, 0.3, 0.4, 0.5))):
+        if _claimed(claims, "patch_embed", name) and draw(st.booleans()):
+            options[name] = numbers[:c]
+    return (pictures, weight, draw(_bias((len(weight),), dtype, claims))), options
+
+
+@st.composite
+def conv2d_inputs(draw, claims=EVERYTHING):
+    """For ``conv2d``."""
+    dtype, p, q = draw(_dtype(claims)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    c, e, b = draw(st.integers(1, 3)), draw(st.sampled_from([1, 4, 9])), draw(st.integers(1, 2))
+    x = draw(arrays((b, draw(st.integers(3, 8)), draw(st.integers(3, 8)), c), dtype, claims.layouts))
+    weight, options = draw(arrays((e, c, p, q), dtype, claims.layouts)), {}
+    if _claimed(claims, "conv2d", "stride"):
+        options["stride"] = draw(st.integers(1, 3))
+    if _claimed(claims, "conv2d", "padding"):
+        options["padding"] = draw(st.integers(0, 2))
+    return (x, weight, draw(_bias((e,), dtype, claims))), options
+
+
+@st.composite
+def batch_norm_inputs(draw, claims=EVERYTHING):
+    """For ``batch_norm``."""
+    dtype, c = draw(_dtype(claims)), draw(st.sampled_from([1, 3, 16]))
+    x = draw(_rows(dtype, c, claims))
+    mean, scale, bias = (draw(arrays((c,), dtype, claims.layouts)) for _ in range(3))
+    variance = (np.random.default_rng(draw(seeds())).random(c) + 0.1).astype(dtype)
+    return (x, mean, variance, scale, bias), {}
+
+
+@st.composite
+def average_pool_inputs(draw, claims=EVERYTHING):
+    """For ``average_pool``."""
+    size = draw(st.integers(1, 4))
+    shape = (draw(st.integers(1, 2)), draw(st.integers(size, 9)), draw(st.integers(size, 9)), draw(st.integers(1, 3)))
+    return (draw(arrays(shape, draw(_dtype(claims)), claims.layouts)),), {"size": size}
+
+
+@st.composite
+def _classification(draw, operation, claims, k):
+    """(labels' maker, options) of a cross entropy."""
+    options = {}
+    if _claimed(claims, operation, "reduction"):
+        options["reduction"] = draw(st.sampled_from(["mean", "sum", "none"]))
+    if _claimed(claims, operation, "label_smoothing"):
+        options["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 0.5]))
+    if _claimed(claims, operation, "ignore_index"):
+        options["ignore_index"] = draw(st.sampled_from([-100, -1, 0]))
+    return options
+
+
+@st.composite
+def softmax_cross_entropy_inputs(draw, claims=EVERYTHING):
+    """For ``softmax_cross_entropy``."""
+    n, k = draw(lengths(65, int(not claims.zero_sized))), draw(st.sampled_from([2, 10, 97, 200, 1]))
+    dtype = draw(_dtype(claims))
+    options = draw(_classification("softmax_cross_entropy", claims, k))
+    x = draw(logits(n, k, dtype, claims.layouts))
+    if claims.soft_labels and draw(st.booleans()):
+        return (x, np.random.default_rng(draw(seeds())).dirichlet(np.ones(k), n).astype(dtype)), options
+    return (x, draw(labels(n, k, options.get("ignore_index", -100)))), options
+
+
+@st.composite
+def linear_cross_entropy_inputs(draw, claims=EVERYTHING):
+    """For ``linear_cross_entropy``."""
+    n, k = draw(lengths(65, int(not claims.zero_sized))), draw(st.sampled_from([2, 10, 97, 200, 1]))
+    dtype, e = draw(_dtype(claims)), draw(st.sampled_from([8, 1, 40]))
+    options = draw(_classification("linear_cross_entropy", claims, k))
+    hidden, weight = draw(arrays((n, e), dtype, claims.layouts)), draw(arrays((k, e), dtype, claims.layouts))
+    return (hidden, weight, draw(labels(n, k, options.get("ignore_index", -100)))), options
+
+
+@st.composite
+def sigmoid_cross_entropy_inputs(draw, claims=EVERYTHING):
+    """For ``sigmoid_cross_entropy``."""
+    n, k = draw(lengths(65, int(not claims.zero_sized))), draw(st.sampled_from([2, 10, 97, 1]))
+    dtype, rng = draw(_dtype(claims)), np.random.default_rng(draw(seeds()))
+    targets = (rng.random((n, k)) if draw(st.booleans()) else rng.random((n, k)) < 0.3).astype(dtype)
+    options = draw(_classification("sigmoid_cross_entropy", claims, k))
+    return (draw(logits(n, k, dtype, claims.layouts)), targets), options
+
+
+@st.composite
+def clip_loss_inputs(draw, claims=EVERYTHING, most=97):
+    """For ``clip_loss``: logit scales from 1/1000 to beyond the usual limit of 100."""
+    dtype, n, e = draw(_dtype(claims)), draw(lengths(most, least=1)), draw(st.sampled_from([8, 1, 40, 64]))
+    pair = tuple(draw(embeddings(n, e, dtype, claims.layouts)) for _ in range(2))
+    return (*pair, draw(_factor([14.3, 1.0, 1e-3, 100.0, 300.0], dtype, claims))), {}
+
+
+@st.composite
+def siglip_loss_inputs(draw, claims=EVERYTHING, most=97):
+    """For ``siglip_loss``."""
+    (images, texts, scale), _ = draw(clip_loss_inputs(claims, most))
+    return (images, texts, scale, draw(_factor([-10.0, 0.0, 1.5], images.dtype, claims))), {}
+
+
+@st.composite
+def _factor(draw, numbers, dtype, claims):
+    number = draw(st.sampled_from(numbers))
+    wide = np.float64 if dtype == np.float64 else np.float32
+    return np.array(number, wide) if claims.factors and draw(st.booleans()) else number
+
+
+INPUTS = {
+    "attention": attention_inputs,
+    "qkv_attention": qkv_attention_inputs,
+    "varlen_attention": varlen_attention_inputs,
+    "patch_embed": patch_embed_inputs,
+    "linear": linear_inputs,
+    "embedding": embedding_inputs,
+    "layer_norm": layer_norm_inputs,
+    "rms_norm": rms_norm_inputs,
+    "gelu": gelu_inputs,
+    "mlp": mlp_inputs,
+    "l2_normalize": l2_normalize_inputs,
+    "conv2d": conv2d_inputs,
+    "batch_norm": batch_norm_inputs,
+    "average_pool": average_pool_inputs,
+    "softmax_cross_entropy": softmax_cross_entropy_inputs,
+    "sigmoid_cross_entropy": sigmoid_cross_entropy_inputs,
+    "linear_cross_entropy": linear_cross_entropy_inputs,
+    "clip_loss": clip_loss_inputs,
+    "siglip_loss": siglip_loss_inputs,
+}
