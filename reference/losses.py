@@ -44,7 +44,8 @@ def log_softmax(logits):
     weights = np.exp(shifted)
     # one largest weight, 1, is left to log1p, so that a weight all but 1 has a log with all its digits
     ones = np.where(finite, np.arange(logits.shape[-1]) == logits.argmax(-1, keepdims=True), False)
-    return shifted - np.log1p(np.where(ones, 0, weights).sum(-1, keepdims=True) - np.where(finite, 0, 1))
+    others = np.where(ones, 0, weights).sum(-1, keepdims=True)
+    return shifted - np.log1p(np.where(finite, others, others - 1))
 
 
 def _less(log_weights, targets):

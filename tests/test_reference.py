@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import find, settings
 from scipy import ndimage, special
 from support import assert_close64, assert_gradients
 
 from saccade import reference
+from saccade.testing import gate, strategies
+from saccade.testing.claims import Claims
+from saccade.testing.inputs import INPUTS
+from saccade.testing.subject import LOSSES
 
 RNG = np.random.default_rng(0)
 LABELS = np.array([1, 0, -100, 3])
@@ -186,6 +191,26 @@ def test_gradients_by_central_differences(case):
         return [g for g in gradients if g is not None]
 
     assert_gradients(outputs, backward, values)
+
+
+@pytest.mark.parametrize("dtype", strategies.DTYPES, ids=str)
+@pytest.mark.parametrize("operation", INPUTS)
+def test_results_have_the_dtype_of_the_inputs_and_losses_are_wide(operation, dtype):
+    arguments, options = first_input(INPUTS[operation](Claims(dtypes=(str(dtype),), zero_sized=False)))
+    with np.errstate(all="ignore"):
+        out, saved = getattr(reference, f"{operation}_forward")(*arguments, **options)
+        outputs = out if isinstance(out, tuple) else (out,)
+        gradients = getattr(reference, f"{operation}_backward")(saved, *outputs)
+    wide = np.float64 if dtype == np.float64 else np.float32
+    assert [x.dtype for x in outputs] == [wide if operation in LOSSES else dtype] * len(outputs)
+    factors = ("logit_scale", "logit_bias")
+    for name, gradient in zip(gate.GRADIENTS[operation], gradients, strict=True):
+        assert gradient is None or gradient.dtype == (wide if name in factors else dtype)
+
+
+def first_input(strategy):
+    """The simplest input that a strategy draws."""
+    return find(strategy, lambda _: True, settings=settings(database=None))
 
 
 def test_embedding_gradient_adds_up_repeated_tokens():

@@ -1,6 +1,8 @@
 """What a function promises: the oracle judges that and lists the rest as not judged."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+import numpy as np
 
 from saccade.testing.strategies import DTYPES, LAYOUTS
 
@@ -40,6 +42,8 @@ class Claims:
         soft_labels: whether a cross entropy takes rows of probabilities besides classes.
         biases: whether bias vectors may be given.
         factors: whether logit_scale and logit_bias may be 0-d arrays, which have gradients, besides numbers.
+        losses: the dtype of a loss: "wide" (float32; float64 for float64) or the "input"'s.
+        deterministic: whether the same call gives the same bits.
         batch_invariant: whether an item has the same bits whatever else is in the batch.
     """
 
@@ -55,4 +59,44 @@ class Claims:
     soft_labels: bool = True
     biases: bool = True
     factors: bool = True
+    losses: str = "wide"
+    deterministic: bool = True
     batch_invariant: bool = False
+
+    def takes(self, operation, option):
+        """Whether a keyword option is known to the function."""
+        return option in OPTIONS.get(operation, ()) and (self.options is None or option in self.options)
+
+    def truth(self, operation, arguments, options):
+        """The options as the definition says them: a causal mask that is aligned at the start is a mask there."""
+        if operation != "attention" or self.causal != "start" or not options.get("causal"):
+            return options
+        t, s = arguments[0].shape[2], arguments[1].shape[2]
+        mask = np.arange(s) <= np.arange(t)[:, None]
+        kept = {name: x for name, x in options.items() if name != "causal"}
+        return {**kept, "mask": mask & kept["mask"] if "mask" in kept else mask}
+
+    def unclaimed(self, operation):
+        """What is not judged because it is not claimed, in words."""
+        said = []
+        for one in fields(self):
+            value, usual = getattr(self, one.name), one.default
+            if value == usual or one.name in ("axes", "options", "batch_invariant", "losses"):
+                continue
+            missing = f": {', '.join(x for x in usual if x not in value)}" if isinstance(usual, tuple) else ""
+            said.append(one.name.replace("_", " ") + (missing or f" ({value})"))
+        said += [f"the option {name}" for name in OPTIONS.get(operation, ()) if not self.takes(operation, name)]
+        return said
+
+
+def read_claims(table):
+    """``Claims`` from a table of its attributes, as TOML has them.
+
+    Raises:
+        ValueError: an attribute is unknown.
+    """
+    known = [one.name for one in fields(Claims)]
+    for name in table:
+        if name not in known:
+            raise ValueError(f"claims: {name} is unknown, expected one of {', '.join(known)}")
+    return Claims(**{name: tuple(x) if isinstance(x, list) else x for name, x in table.items()})

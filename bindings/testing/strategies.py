@@ -138,7 +138,8 @@ def broadcastable(shape):
 def embeddings(draw, n, e, dtype, layouts=LAYOUTS):
     """(n, e) rows of length 1, as a contrastive loss takes them; sometimes all alike, sometimes not normalised."""
     rng = np.random.default_rng(draw(seeds()))
-    kind = draw(st.sampled_from(["unit", "alike", "raw"]))
+    # in 16 bits, gradients of rows that are all but the same cancel until nothing can be judged
+    kind = draw(st.sampled_from(["unit", "unit", "raw"] + ["alike"] * (np.dtype(dtype).itemsize > 2)))
     x = rng.standard_normal((n, e))
     if kind == "alike":
         x = x[:1] + 1e-2 * x

@@ -1,0 +1,324 @@
+"""The laws that an implementation is held to, each by a name of its own.
+
+A law takes (subject, arguments, options, rng) and raises ``Violation`` where it does not hold; it returns the
+judgements it made. Laws about related inputs are judged by the gate too: what a transformed call gives, transformed
+back, is held to the truth of the original.
+"""
+
+import concurrent.futures
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from saccade.testing import gate, poison
+from saccade.testing.subject import LOSSES, Misconduct, expected_outputs
+
+BATCHED = ("attention", "qkv_attention", "patch_embed", "conv2d", "average_pool")
+ROWWISE = ("layer_norm", "rms_norm", "gelu", "l2_normalize", "linear", "mlp", "embedding")
+
+
+class Violation(Exception):
+    """A law does not hold: what failed, and the arrays that show it."""
+
+    def __init__(self, says, judgements=(), arrays=None):
+        super().__init__(says)
+        self.judgements, self.arrays = tuple(judgements), arrays
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law by its name.
+
+    Attributes:
+        name: what ``--only`` takes.
+        says: the law in a sentence.
+        operations: those it is about; None for all.
+        holds: the function that judges it.
+    """
+
+    name: str
+    says: str
+    operations: tuple[str, ...] | None
+    holds: Any
+
+
+def standard_of(subject, arguments, options, rng, gradients=True):
+    """(what the call is held to, cotangents or None)."""
+    true_options = subject.claims.truth(subject.operation, arguments, options)
+    outputs = expected_outputs(subject.operation, arguments, true_options)
+    cotangents = gate.draw_cotangents(outputs, int(rng.integers(2**32))) if gradients and subject.gradients else None
+    return gate.Standard(subject.operation, arguments, true_options, cotangents), cotangents
+
+
+def run(subject, arguments, options, cotangents=None):
+    """The subject's outputs and gradients; what it must not do is a violation."""
+    try:
+        return subject.run(arguments, options, cotangents)
+    except Misconduct as error:
+        raise Violation(f"The call went wrong: {error}.") from error
+
+
+def hold(standard, outputs, gradients, whose):
+    """The judgements of a result, or a violation that tells of the first that failed."""
+    judged = standard.judge(outputs, gradients)
+    failed = [one for one in judged if one.verdict == "FAIL"]
+    if failed:
+        arrays = standard.arrays_of(failed[0].name, outputs, gradients)
+        raise Violation(f"{whose} {failed[0].name} is wrong: {failed[0].reason}.", judged, arrays)
+    return judged
+
+
+def values(subject, arguments, options, rng):
+    """The output is right."""
+    standard, _ = standard_of(subject, arguments, options, rng, gradients=False)
+    outputs, _ = run(subject, arguments, options)
+    return hold(standard, outputs, None, "The")
+
+
+def gradients(subject, arguments, options, rng):
+    """Every gradient is right."""
+    standard, cotangents = standard_of(subject, arguments, options, rng)
+    outputs, found = run(subject, arguments, options, cotangents)
+    return hold(standard, outputs, found, "The")
+
+
+def permuted_keys(subject, arguments, options, rng):
+    """Keys moved together with their values, bias and mask change nothing."""
+    (query, key, value), s = arguments, arguments[1].shape[2]
+    options = {name: x for name, x in options.items() if name not in ("causal", "key_lengths")}
+    if not subject.claims.empty_rows and "mask" in options:
+        options.pop("mask")
+    standard, cotangents = standard_of(subject, (query, key, value), options, rng)
+    order = rng.permutation(s)
+    moved = dict(options)
+    for name in ("mask", "bias"):
+        if name in moved and moved[name].ndim and moved[name].shape[-1] == s:
+            moved[name] = moved[name][..., order]
+    outputs, found = run(subject, (query, key[:, :, order], value[:, :, order]), moved, cotangents)
+    if found is not None:
+        back = np.argsort(order)
+        bias = found[3]
+        if bias is not None and bias.ndim and bias.shape[-1] == s:
+            bias = bias[..., back]
+        found = (found[0], found[1][:, :, back], found[2][:, :, back], bias)
+    return hold(standard, outputs, found, "With keys and values in another order the")
+
+
+def padded_keys(subject, arguments, options, rng):
+    """Keys that are masked out change nothing, whatever they hold."""
+    query, key, value = arguments
+    if options.get("causal") or "key_lengths" in options or "mask" in options or "bias" in options:
+        options = {name: x for name, x in options.items() if name in ("scale", "return_lse")}
+    standard, cotangents = standard_of(subject, arguments, options, rng)
+    (b, h, t, _), s, more = query.shape, key.shape[2], int(rng.integers(1, 9))
+    longer = [np.concatenate([x, rng.standard_normal((b, h, more, x.shape[3])).astype(x.dtype) * x.dtype.type(8)], 2)
+              for x in (key, value)]  # fmt: skip
+    by_mask = subject.claims.takes("attention", "mask")
+    if by_mask:
+        hidden = {"mask": np.broadcast_to(np.arange(s + more) < s, (t, s + more)).copy()}
+    else:
+        hidden = {"key_lengths": np.full(b, s, np.int64)}
+    outputs, found = run(subject, (query, *longer), {**options, **hidden}, cotangents)
+    if found is not None:
+        found = (found[0], found[1][:, :, :s], found[2][:, :, :s], found[3])
+    return hold(standard, outputs, found, "With masked keys appended the")
+
+
+def causal_prefix(subject, arguments, options, rng):
+    """Under a causal mask the first outputs do not depend on later keys."""
+    query, key, value = arguments
+    n = min(query.shape[2], key.shape[2])
+    kept = int(rng.integers(min(1, n), n + 1))
+    query, key, value = query[:, :, :n], key[:, :, :n], value[:, :, :n]
+    options = {"causal": True, **{name: x for name, x in options.items() if name == "scale"}}
+    first = tuple(x[:, :, :kept] for x in (query, key, value))
+    standard, _ = standard_of(subject, first, options, rng, gradients=False)
+    (out,), _ = run(subject, (query, key, value), options)
+    return hold(standard, out[:, :, :kept], None, f"Of {n} causal tokens, for the first {kept}, the")
+
+
+def scaled_values(subject, arguments, options, rng):
+    """Values times 4 give 4 times the output."""
+    query, key, value = arguments
+    options = {name: x for name, x in options.items() if name != "return_lse"}
+    with np.errstate(over="ignore"):
+        larger = value * value.dtype.type(4)
+    if not np.isfinite(larger).all():
+        return []
+    standard, _ = standard_of(subject, arguments, options, rng, gradients=False)
+    (out,), _ = run(subject, (query, key, larger), options)
+    return hold(standard, out / out.dtype.type(4), None, "A quarter of what values times 4 give, the")
+
+
+def split_batch(subject, arguments, options, rng):
+    """Two parts of a batch give what the whole gives."""
+    b = arguments[0].shape[0]
+    if b < 2:
+        return []
+    options = {name: x for name, x in options.items() if name not in ("mask", "bias", "key_lengths", "residual")}
+    parts = len(arguments) if subject.operation == "attention" else 1  # the others share their weights
+    cut = int(rng.integers(1, b))
+    standard, _ = standard_of(subject, arguments, options, rng, gradients=False)
+    whole, _ = run(subject, arguments, options)
+    halves = [
+        run(subject, (*(x[part] for x in arguments[:parts]), *arguments[parts:]), options)[0]
+        for part in (slice(0, cut), slice(cut, b))
+    ]
+    joined = tuple(np.concatenate(two) for two in zip(*halves, strict=True))
+    if subject.claims.batch_invariant and any(a.tobytes() != w.tobytes() for a, w in zip(joined, whole, strict=True)):
+        raise Violation("An item does not have the same bits in another batch, which is claimed.")
+    return hold(standard, joined, None, "Computed in two parts of the batch the")
+
+
+def shifted_logits(subject, arguments, options, rng):
+    """A number added to a row of logits changes nothing."""
+    logits, labels = arguments
+    shift = rng.integers(-4, 5, (len(logits), 1)).astype(logits.dtype) * logits.dtype.type(8)
+    with np.errstate(all="ignore"):
+        exact = ((logits + shift) - shift == logits).all()
+    if not exact:
+        logits = np.round(logits * 4) / logits.dtype.type(4)
+        logits = np.clip(logits.astype(np.float64), -16, 16).astype(logits.dtype)
+    standard, cotangents = standard_of(subject, (logits, labels), options, rng)
+    outputs, found = run(subject, (logits + shift, labels), options, cotangents)
+    return hold(standard, outputs, found, "With a number added to each row of logits the")
+
+
+def swapped_sides(subject, arguments, options, rng):
+    """Images and texts may change places."""
+    images, texts, *factors = arguments
+    standard, cotangents = standard_of(subject, arguments, options, rng)
+    outputs, found = run(subject, (texts, images, *factors), options, cotangents)
+    if found is not None:
+        found = (found[1], found[0], *found[2:])
+    return hold(standard, outputs, found, "With the two sides swapped the")
+
+
+def gradient_sums(subject, arguments, options, rng):
+    """The gradient of a row of logits adds up to 0."""
+    standard, cotangents = standard_of(subject, arguments, options, rng)
+    if cotangents is None or not np.size(arguments[0]):
+        return []
+    outputs, found = run(subject, arguments, options, cotangents)
+    wide = standard.gradients[0].dtype
+    sums = found[0].astype(wide).sum(-1)
+    true = standard.gradients[0].sum(-1)
+    ordinary = [one.astype(found[0].dtype).astype(wide).sum(-1) for one in standard.ordinary_gradients(0)]
+    judged = [gate.judge_one("sum over a row of the gradient of logits", sums.astype(found[0].dtype), true, ordinary)]
+    if judged[0].verdict == "FAIL":
+        raise Violation(f"The {judged[0].name} is wrong: {judged[0].reason}.", judged)
+    return judged
+
+
+def repeated_rows(subject, arguments, options, rng):
+    """Rows that are alike give results that are alike."""
+    first, *rest = arguments
+    if first.ndim < 2 or not len(first):
+        return []
+    rows = rng.integers(0, len(first), len(first))
+    alike = (first[rows], *(x[rows] if _goes_by_rows(subject.operation, i) else x for i, x in enumerate(rest, 1)))
+    options = {name: x for name, x in options.items() if name not in ("residual", "mask", "bias", "key_lengths")}
+    standard, cotangents = standard_of(subject, alike, options, rng)
+    outputs, found = run(subject, alike, options, cotangents)
+    return hold(standard, outputs, found, "With repeated rows the")
+
+
+def _goes_by_rows(operation, i):
+    if operation in ("attention", "clip_loss", "siglip_loss"):
+        return i <= (2 if operation == "attention" else 1)
+    return operation in ("softmax_cross_entropy", "sigmoid_cross_entropy") or (
+        operation == "linear_cross_entropy" and i == 2
+    )
+
+
+def same_again(subject, arguments, options, rng):
+    """The second and the tenth call, after others, and one from another thread give what the first gave."""
+    standard, cotangents = standard_of(subject, arguments, options, rng)
+    first = run(subject, arguments, options, cotangents)
+    kept = [x.tobytes() for x in _flat(first)]
+    for call in range(2, 11):
+        again = run(subject, arguments, options, cotangents)
+        if call in (2, 10):
+            _same(subject, standard, kept, again, f"In call {call} the")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(run, subject, arguments, options, cotangents).result()
+    _same(subject, standard, kept, elsewhere, "Called from another thread the")
+    if kept != [x.tobytes() for x in _flat(first)]:
+        raise Violation("What the first call returned was changed by a later call: outputs share a cache.")
+    return standard.judge(*first)
+
+
+def _same(subject, standard, kept, result, whose):
+    judged = hold(standard, *result, whose)
+    if subject.claims.deterministic and kept != [x.tobytes() for x in _flat(result)]:
+        raise Violation(f"{whose} result does not have the bits of the first call.", judged)
+
+
+def _flat(result):
+    outputs, found = result
+    return [x for x in (*outputs, *(found or ())) if x is not None]
+
+
+def fresh_results(subject, arguments, options, rng):
+    """A result stays as it is when the function is called with other inputs of the same shapes, whose own is right."""
+    run(subject, arguments, options)
+    other = tuple(_redrawn(x, rng) for x in arguments)
+    held = subject.keep(arguments, options)
+    standard, _ = standard_of(subject, other, options, rng, gradients=False)
+    outputs, _ = run(subject, other, options)
+    judged = hold(standard, outputs, None, "After a call with other inputs of the same shapes, the")
+    if not held():
+        raise Violation("What a call returned was changed by the next call: outputs share a cache.")
+    return judged
+
+
+def _redrawn(x, rng):
+    if not isinstance(x, np.ndarray) or not x.ndim or x.dtype.kind in "iub":
+        return x
+    drawn = rng.standard_normal(x.shape)
+    return (drawn / max(1.0, float(np.sqrt(x.shape[-1])))).astype(x.dtype)
+
+
+def fully_written(subject, arguments, options, rng):
+    """Results are right when memory that is not filled holds NaN."""
+    standard, cotangents = standard_of(subject, arguments, options, rng)
+    with poison.poisoned(subject.framework):
+        outputs, found = run(subject, arguments, options, cotangents)
+    return hold(standard, outputs, found, "With unfilled memory full of NaN the")
+
+
+LAWS = (
+    Law("values", "The output is as right as ordinary arithmetic in its dtype.", None, values),
+    Law("gradients", "So is every gradient.", None, gradients),
+    Law("permuted keys", "Keys and values may stand in any order.", ("attention",), permuted_keys),
+    Law("padded keys", "Masked keys count nothing.", ("attention",), padded_keys),
+    Law("causal prefix", "A causal query sees no later key.", ("attention",), causal_prefix),
+    Law("scaled values", "The output is linear in the values.", ("attention",), scaled_values),
+    Law("split batch", "Items do not see each other.", (*BATCHED, *ROWWISE), split_batch),
+    Law("shifted logits", "A softmax knows only differences.", ("softmax_cross_entropy",), shifted_logits),
+    Law("swapped sides", "The loss is symmetric.", ("clip_loss", "siglip_loss"), swapped_sides),
+    Law("gradient sums", "A softmax's gradients add up to 0.", ("softmax_cross_entropy",), gradient_sums),
+    Law("repeated rows", "Like rows give like results.", (*LOSSES, "attention"), repeated_rows),
+    Law("same again", "A call has no memory and no luck.", None, same_again),
+    Law("fresh results", "Results belong to the caller.", None, fresh_results),
+    Law("fully written", "Every number of a result is computed.", None, fully_written),
+)
+
+
+def laws_for(subject):
+    """The laws about the subject's operation that its claims let it be held to."""
+    claims, operation = subject.claims, subject.operation
+
+    def applies(law):
+        if law.operations is not None and operation not in law.operations:
+            return False
+        needs = {
+            "gradients": subject.gradients,
+            "gradient sums": subject.gradients,
+            "causal prefix": claims.takes("attention", "causal"),
+            "padded keys": claims.takes("attention", "mask") or claims.takes("attention", "key_lengths"),
+        }
+        return needs.get(law.name, True)
+
+    return tuple(law for law in LAWS if applies(law))
