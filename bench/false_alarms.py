@@ -6,6 +6,7 @@ of them is one draw. Results are kept in a JSON file, to which a later run adds.
 """
 
 import argparse
+import importlib
 import json
 import platform
 import time
@@ -19,6 +20,7 @@ from saccade.families import family_of
 from saccade.files import replacing
 from saccade.testing import gate, ordinary
 from saccade.testing.inputs import INPUTS
+from saccade.testing.subject import differentiable
 from saccade.testing.ways import ORDERS, Way
 
 BLOCK = 250  # inputs between two times that results are written down
@@ -27,8 +29,6 @@ WAYS = 2
 
 def judged(operation, arguments, options, rng):
     """The verdicts of correct implementations on one input, as (implementation, judgements)."""
-    import importlib
-
     kernels = importlib.import_module(f"saccade.kernels.numba.{family_of(operation)}")
     out, saved = getattr(kernels, f"{operation}_forward")(*arguments, **options)
     cotangents = gate.draw_cotangents(out, int(rng.integers(2**32)))
@@ -41,26 +41,12 @@ def judged(operation, arguments, options, rng):
         for order in rng.permutation(ORDERS)[:WAYS]:
             way = Way(str(order), gate.working_dtype(arguments), rng, jitter=0)
             outputs, gradients = getattr(ordinary, operation)(way, arguments, options, cotangents)
-            likes = _like_gradients(operation, arguments, options)
+            likes = differentiable(operation, arguments, options)
             yield str(order), standard.judge(_rounded(outputs, outputs_of_kernel), _rounded(gradients, likes))
 
 
 def _rounded(arrays, likes):
     return tuple(None if x is None else np.asarray(x).astype(d.dtype) for x, d in zip(arrays, likes, strict=True))
-
-
-def _like_gradients(operation, arguments, options):
-    """For each gradient the array it is the gradient of, or None."""
-    import inspect
-
-    from saccade import ops
-
-    names = [
-        n for n, p in inspect.signature(getattr(ops, operation)).parameters.items() if p.kind.name != "KEYWORD_ONLY"
-    ]
-    given_by_name = {**dict(zip(names, arguments, strict=False)), **options}
-    found = [given_by_name.get(name) for name in gate.GRADIENTS[operation]]
-    return [x if isinstance(x, np.ndarray) and x.dtype != np.uint8 else None for x in found]
 
 
 def measure(operation, inputs, number):
@@ -94,7 +80,8 @@ def measure(operation, inputs, number):
 
 def main():
     """Measure until ``--draws`` draws are in the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="Example: --draws 100000 --out f.json")
+    description = "Measure how often the error gate fails an implementation that has no fault."
+    parser = argparse.ArgumentParser(description=description, epilog="Example: --draws 100000 --out alarms.json")
     parser.add_argument("--draws", type=int, default=100_000)
     parser.add_argument("--out", type=Path, required=True, help="JSON file that results are added to")
     parser.add_argument("--operations", nargs="*", default=list(INPUTS))

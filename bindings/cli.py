@@ -1,7 +1,10 @@
-"""The command line: ``saccade info`` and ``saccade demo``."""
+"""The command line: ``saccade info``, ``saccade check`` and ``saccade demo``."""
 
 import importlib.util
+import json
 import sys
+import tomllib
+from pathlib import Path
 
 DEMO_NEEDS = ("torch", "skimage", "sklearn", "PIL", "matplotlib", "regex", "hypothesis")
 
@@ -40,7 +43,49 @@ def _application(typer):
 
         run(out, quick=quick, seed=seed)
 
+    @app.command(epilog="Example: saccade check mypackage.kernels:attention --operation attention --arrays torch")
+    def check(
+        function: str = typer.Argument(help="What to judge, as module:name; the current folder is searched too."),
+        operation: str = typer.Option(help="The operation that it claims to be, such as attention or clip_loss."),
+        arrays: str = typer.Option("numpy", help="Whose arrays it takes: numpy, torch, cupy or jax."),
+        device: str = typer.Option(None, help="A torch device, such as cuda."),
+        dtype: list[str] = typer.Option(None, help="A dtype to judge, may be repeated; those claimed by default."),
+        gradients: bool = typer.Option(True, help="Judge gradients too, where they can be had."),
+        claims: str = typer.Option(None, help="TOML file of what it promises."),
+        budget: str = typer.Option("quick", help="quick, normal or thorough: about 20 s, 2 min, 20 min."),
+        seed: int = typer.Option(0, help="Seed of everything that is drawn."),
+        only: str = typer.Option(None, help="Judge this law alone."),
+        batch_invariant: bool = typer.Option(False, help="Require the same bits whatever else is in the batch."),
+        time_limit: float = typer.Option(30.0, help="Seconds a call may take."),
+        json_file: Path = typer.Option(None, "--json", help="Write the whole report to this file."),
+        script: Path = typer.Option(None, help="Write a program that shows the first failure without saccade."),
+    ):
+        """Is this function right? Exit status 0 if it passes, 1 if it fails, 2 if too little could be judged."""
+        if importlib.util.find_spec("hypothesis") is None:
+            sys.exit('saccade check needs hypothesis: pip install "saccade[testing]"')
+        from saccade.testing.console import run_check
+
+        table = tomllib.loads(Path(claims).read_text()) if claims else {}
+        if batch_invariant:
+            table["batch_invariant"] = True
+        options = dict(arrays=arrays, device=device, dtypes=dtype or None, gradients=gradients, budget=budget)
+        report = run_check(
+            function, operation, **options, seed=seed, only=only, claims=table or None, call_seconds=time_limit
+        )
+        if json_file is not None:
+            _write(json_file, json.dumps(report, indent=1))
+        if script is not None and report["failures"]:
+            _write(script, report["failures"][0]["script"])
+        sys.exit({"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}[report["verdict"]])
+
     return app
+
+
+def _write(path, text):
+    from saccade.files import replacing
+
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def show_info():

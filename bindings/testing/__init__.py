@@ -1,1 +1,4 @@
-"""The oracle for other people's test suites: the error gate and input strategies."""
+"""The oracle for other people's tests: ``check``, ``conforms``, ``Claims``; ``gate`` and ``inputs`` beneath them."""
+
+from saccade.testing.check import Report as Report, check as check, conforms as conforms
+from saccade.testing.claims import Claims as Claims

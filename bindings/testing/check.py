@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from saccade.families import FAMILIES
+from saccade.testing import explain
 from saccade.testing.claims import Claims
 from saccade.testing.frameworks import Framework
 from saccade.testing.laws import LAWS, Violation, laws_for
@@ -26,7 +27,9 @@ class Failure:
         law: its name.
         says: what is wrong, in two sentences: the law, and what was found against what allowance.
         arguments, options: the input, as NumPy arrays.
-        arrays: (what came, the truth) of the output or gradient that is wrong, or None.
+        call: (arguments, options) of the call that gave what is wrong: the input as the law transformed it.
+        what: the name of the output or gradient that is wrong.
+        arrays: (what came, the truth) of that output or gradient, or None.
         seed: what cotangents and transformations are drawn from.
     """
 
@@ -34,6 +37,8 @@ class Failure:
     says: str
     arguments: tuple
     options: dict
+    call: tuple
+    what: str
     arrays: tuple | None
     seed: int
 
@@ -70,14 +75,33 @@ class Report:
 
     def __str__(self):
         lines = [f"{self.verdict}: {self.function} as {self.operation} of {self.arrays} arrays"]
-        lines += [f"  {one.law}: {one.says}" for one in self.failures]
+        for one in self.failures:
+            lines += [f"  {one.law}: {one.says}", f"    on {explain.described(one.arguments, one.options)}"]
+            lines += [f"    {line}" for line in explain.picture(one.arrays).splitlines()]
         lines += [f"  not judged: {one}" for one in self.not_judged]
         return "\n".join(lines)
+
+    def as_dict(self):
+        """All of it in plain types, for JSON."""
+        failures = [
+            {
+                "law": one.law, "says": one.says, "input": explain.described(one.arguments, one.options),
+                "picture": explain.picture(one.arrays), "script": explain.script(self, one), "seed": one.seed,
+            }
+            for one in self.failures
+        ]  # fmt: skip
+        counts = {
+            law: dict(zip(("inputs", "judgements", "inconclusive"), x, strict=True)) for law, x in self.counts.items()
+        }
+        plain = {
+            name: getattr(self, name) for name in ("operation", "function", "arrays", "seed", "not_judged", "seconds")
+        }
+        return {"verdict": self.verdict, **plain, "laws": counts, "failures": failures}
 
 
 def check(
     function, operation, *, arrays="numpy", device=None, dtypes=None, gradients=True, vjp=None, claims=None,
-    budget="quick", seed=0, only=None, stop_at_first=False,
+    budget="quick", seed=0, only=None, stop_at_first=False, call_seconds=30.0, journal=None,
 ):  # fmt: skip
     """Judge whether ``function`` is ``operation``: its values, gradients, laws and conduct, on awkward inputs.
 
@@ -97,6 +121,8 @@ def check(
         seed: of all that is drawn.
         only: the name of a law, to judge that one alone.
         stop_at_first: whether to stop at the first law that does not hold.
+        call_seconds: how long a call may take, in the main thread.
+        journal: called with a line about each input before the function is.
 
     Returns:
         A ``Report``; its ``verdict`` is "PASS", "FAIL" or "INCONCLUSIVE".
@@ -120,7 +146,7 @@ def check(
     name = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
     function, sibling = _resolved(function)
     vjp = vjp or (sibling if arrays in ("numpy", "cupy") else None)
-    subject = Subject(function, operation, framework, claims, vjp)
+    subject = Subject(function, operation, framework, claims, vjp, call_seconds, gradients, journal)
     report = Report(operation, name, arrays, seed, not_judged=claims.unclaimed(operation))
     if not gradients:
         subject.differentiated = False
@@ -184,6 +210,7 @@ def _law(subject, law, report, seconds):
         try:
             judged = law.holds(subject, arguments, options, np.random.default_rng(number))
         except Violation as violation:
+            violation.call = subject.called
             found[:] = [found[0] if found else spent, violation, arguments, options, number]
             raise
         if not found:
@@ -207,7 +234,8 @@ def _law(subject, law, report, seconds):
     if not found:
         return None
     _, violation, arguments, options, number = found
-    return Failure(law.name, f"{law.says} {violation}", arguments, options, violation.arrays, number)
+    says = f"{law.says} {violation}"
+    return Failure(law.name, says, arguments, options, violation.call, violation.what, violation.arrays, number)
 
 
 def hash_of(*parts):

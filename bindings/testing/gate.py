@@ -14,6 +14,7 @@ There is nothing to tune: no tolerance is passed in.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -181,7 +182,7 @@ def judge_one(name, actual, true, ordinary_values):
     return Judgement(name, "PASS", f"largest error {_largest(error):.3e} <= 2 x {allowed_max:.3e} + {band:.3e}")
 
 
-def truth(operation, arguments, options, cotangents):
+def truth(operation, arguments, options, cotangents) -> tuple[Any, Any]:
     """The reference's outputs and gradients, two or more precisions above the inputs' dtype."""
     wide = np.longdouble if working_dtype(arguments) == np.float64 else np.float64
     raised = [_widen(x, wide) for x in arguments]

@@ -3,6 +3,8 @@
 Each strategy keeps to a function's ``Claims``. ``INPUTS`` has them by operation.
 """
 
+from typing import Any
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -197,7 +199,7 @@ def embedding_inputs(draw, claims=EVERYTHING):
 def patch_embed_inputs(draw, claims=EVERYTHING):
     """For ``patch_embed``."""
     dtype, p = draw(_dtype(claims)), draw(st.sampled_from([1, 2, 3, 4]))
-    pictures = draw(images(dtype, p))
+    pictures: Any = draw(images(dtype, p))
     if not claims.zero_sized and not len(pictures):
         pictures = np.zeros((1, *pictures.shape[1:]), pictures.dtype)
     c = pictures.shape[3]

@@ -19,11 +19,11 @@ ROWWISE = ("layer_norm", "rms_norm", "gelu", "l2_normalize", "linear", "mlp", "e
 
 
 class Violation(Exception):
-    """A law does not hold: what failed, and the arrays that show it."""
+    """A law does not hold: what is wrong, and (what came, the truth) of it."""
 
-    def __init__(self, says, judgements=(), arrays=None):
+    def __init__(self, says, what="result", arrays=None):
         super().__init__(says)
-        self.judgements, self.arrays = tuple(judgements), arrays
+        self.what, self.arrays, self.call = what, arrays, ((), {})
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def standard_of(subject, arguments, options, rng, gradients=True):
     return gate.Standard(subject.operation, arguments, true_options, cotangents), cotangents
 
 
-def run(subject, arguments, options, cotangents=None):
+def run(subject, arguments, options, cotangents=None) -> tuple[Any, Any]:
     """The subject's outputs and gradients; what it must not do is a violation."""
     try:
         return subject.run(arguments, options, cotangents)
@@ -65,7 +65,7 @@ def hold(standard, outputs, gradients, whose):
     failed = [one for one in judged if one.verdict == "FAIL"]
     if failed:
         arrays = standard.arrays_of(failed[0].name, outputs, gradients)
-        raise Violation(f"{whose} {failed[0].name} is wrong: {failed[0].reason}.", judged, arrays)
+        raise Violation(f"{whose} {failed[0].name} is wrong: {failed[0].reason}.", failed[0].name, arrays)
     return judged
 
 
@@ -207,7 +207,7 @@ def gradient_sums(subject, arguments, options, rng):
     ordinary = [one.astype(found[0].dtype).astype(wide).sum(-1) for one in standard.ordinary_gradients(0)]
     judged = [gate.judge_one("sum over a row of the gradient of logits", sums.astype(found[0].dtype), true, ordinary)]
     if judged[0].verdict == "FAIL":
-        raise Violation(f"The {judged[0].name} is wrong: {judged[0].reason}.", judged)
+        raise Violation(f"The {judged[0].name} is wrong: {judged[0].reason}.", judged[0].name, (sums, true))
     return judged
 
 
@@ -250,9 +250,10 @@ def same_again(subject, arguments, options, rng):
 
 
 def _same(subject, standard, kept, result, whose):
-    judged = hold(standard, *result, whose)
+    outputs, found = result
+    hold(standard, outputs, found, whose)
     if subject.claims.deterministic and kept != [x.tobytes() for x in _flat(result)]:
-        raise Violation(f"{whose} result does not have the bits of the first call.", judged)
+        raise Violation(f"{whose} result does not have the bits of the first call.")
 
 
 def _flat(result):

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
-DTYPES = tuple(map(np.dtype, (np.float32, np.float64, ml_dtypes.bfloat16, np.float16)))
-LAYOUTS = ("dense", "reversed axes", "every other", "sliced", "misaligned", "broadcast", "read-only")
+from saccade.testing.claims import DTYPES, LAYOUTS
+
 GUARD = 0xA5  # what fills the memory around a view
 
 # Regimes of values; "normal" first, since Hypothesis shrinks towards it.

@@ -11,6 +11,7 @@ import numpy as np
 
 from saccade import ops, reference
 from saccade.testing.claims import Claims
+from saccade.testing.explain import described
 from saccade.testing.frameworks import Framework
 from saccade.testing.gate import GRADIENTS
 
@@ -59,6 +60,8 @@ class Subject:
             ``GRADIENTS``, all of them arrays of the framework.
         seconds: how long a call may take.
         differentiated: whether gradients are judged where they can be had.
+        journal: called with a line about each input before the function is, which may end the process.
+        called: (arguments, options) of the latest call.
     """
 
     function: Any
@@ -68,6 +71,8 @@ class Subject:
     vjp: Any = None
     seconds: float = 30.0
     differentiated: bool = True
+    journal: Any = None
+    called: tuple = ((), {})
 
     def run(self, arguments, options, cotangents=None):
         """(outputs, gradients or None) as NumPy arrays, after a call that was watched.
@@ -75,6 +80,9 @@ class Subject:
         Raises:
             Misconduct: it raised, took too long, returned what it must not, or changed its inputs.
         """
+        self.called = arguments, options
+        if self.journal is not None:
+            self.journal(described(arguments, options))
         before = [_memory(x) for x in (*arguments, *options.values())]
         given, keywords = self._given(arguments, options)
         with self._watched():
@@ -132,8 +140,8 @@ class Subject:
             said = (str(error).splitlines() or [""])[0][:300]
             raise Misconduct(f"it raised {type(error).__name__}: {said}") from error
 
-    def _outputs(self, returned):
-        outputs = tuple(returned) if isinstance(returned, (tuple, list)) else (returned,)
+    def _outputs(self, returned) -> tuple[Any, ...]:
+        outputs: Any = tuple(returned) if isinstance(returned, (tuple, list)) else (returned,)
         for y in outputs:
             plain = isinstance(y, (np.generic, float)) and self.framework.name == "numpy"
             if not plain and not self.framework.owns(y):
