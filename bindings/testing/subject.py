@@ -146,11 +146,9 @@ class Subject:
             plain = isinstance(y, (np.generic, float)) and self.framework.name == "numpy"
             if not plain and not self.framework.owns(y):
                 raise Misconduct(f"it returned {type(y).__name__}, expected an array of {self.framework.name}")
-            if (
-                self.framework.name == "torch"
-                and str(y.device).split(":")[0] != (self.framework.device or "cpu").split(":")[0]
-            ):
-                raise Misconduct(f"it returned a tensor on {y.device}, expected {self.framework.device or 'cpu'}")
+            expected, found = self.framework.device or "cpu", str(getattr(y, "device", ""))
+            if self.framework.name == "torch" and found.partition(":")[0] != expected.partition(":")[0]:
+                raise Misconduct(f"it returned a tensor on {found}, expected {expected}")
         return outputs
 
     def _differentiated(self, given, keywords, arguments, options, cotangents):
