@@ -150,7 +150,7 @@ def check(
     report = Report(operation, name, arrays, seed, not_judged=claims.unclaimed(operation))
     if not gradients:
         subject.differentiated = False
-    if not subject.gradients:
+    if not subject.gradients and claims.gradients:
         report.not_judged.append(
             "gradients" if not gradients else f"gradients: {arrays} has no autograd and no vjp= was given"
         )

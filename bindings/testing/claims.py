@@ -45,6 +45,7 @@ class Claims:
         biases: whether bias vectors may be given.
         factors: whether logit_scale and logit_bias may be 0-d arrays, which have gradients, besides numbers.
         losses: the dtype of a loss: "wide" (float32; float64 for float64) or the "input"'s.
+        gradients: whether it can be differentiated.
         deterministic: whether the same call gives the same bits.
         batch_invariant: whether an item has the same bits whatever else is in the batch.
     """
@@ -62,6 +63,7 @@ class Claims:
     biases: bool = True
     factors: bool = True
     losses: str = "wide"
+    gradients: bool = True
     deterministic: bool = True
     batch_invariant: bool = False
 

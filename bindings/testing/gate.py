@@ -148,8 +148,11 @@ def judge(operation, outputs, gradients, arguments, options=None, cotangents=Non
     return Standard(operation, arguments, options, cotangents).judge(outputs, gradients)
 
 
-def judge_one(name, actual, true, ordinary_values):
-    """Judge one array against the truth and the same array computed in ordinary ways."""
+def judge_one(name, actual, true, ordinary_values, magnitude=None):
+    """Judge one array against the truth and the same array computed in ordinary ways.
+
+    ``magnitude`` is that of the numbers an array was summed from, for the band; the truth's own if None.
+    """
     actual = np.asarray(actual)
     if actual.shape != np.shape(true):
         return Judgement(name, "FAIL", f"{actual.shape=}, expected {np.shape(true)}")
@@ -171,7 +174,8 @@ def judge_one(name, actual, true, ordinary_values):
         allowances.append(np.nan_to_num(value[finite].astype(wide) - true[finite], nan=np.inf))
     allowed_rms, allowed_max = (_allowance([measure(one) for one in allowances]) for measure in (_rms, _largest))
     smallest_normal = float(np.finfo(compute_dtype(actual.dtype)).tiny)
-    band = 4 * _unit_in_last_place(_largest(true[finite]), actual.dtype) + smallest_normal
+    magnitude = _largest(true[finite]) if magnitude is None else magnitude
+    band = 4 * _unit_in_last_place(magnitude, actual.dtype) + smallest_normal
     for what, measure, allowed in (("RMS", _rms, allowed_rms), ("largest", _largest, allowed_max)):
         if measure(error) > 2 * allowed + band:
             where = tuple(int(i) for i in np.argwhere(finite)[np.argmax(np.abs(error))])

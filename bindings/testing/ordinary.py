@@ -23,8 +23,8 @@ def transpose(x):
 
 
 def attention(way, arguments, options, cotangents):
-    """Softmax attention; the online way keeps a running maximum over blocks of keys, and recomputes the weights of
-    its gradient from the log-sum-exp, as FlashAttention does."""
+    """Softmax attention; the online way keeps a running maximum over blocks of keys, and recomputes the scores and
+    weights of its gradient from the log-sum-exp, as FlashAttention does."""
     query, key, value = way.raise_(*arguments)
     options = dict(options)
     mask, bias, causal = options.get("mask"), options.get("bias"), options.get("causal", False)
@@ -33,11 +33,14 @@ def attention(way, arguments, options, cotangents):
     if key_lengths is not None:
         unread = (np.arange(key.shape[2]) >= np.asarray(key_lengths)[:, None, None])[..., None]
         key, value = np.where(unread, 0, key), np.where(unread, 0, value)
-    scores = scale * way.matmul(query, transpose(key))
-    if bias is not None:
-        scores = scores + bias.astype(way.core)
-    scores = np.where(visible(scores.shape, mask, causal, key_lengths), scores, -np.inf)
-    out, weights, lse = _softmax_product(way, scores, value)
+
+    def scored():
+        scores = scale * way.matmul(query, transpose(key))
+        if bias is not None:
+            scores = scores + bias.astype(way.core)
+        return np.where(visible(scores.shape, mask, causal, key_lengths), scores, -np.inf)
+
+    out, weights, lse = _softmax_product(way, scored, value)
     outputs = (out, lse[..., 0]) if options.get("return_lse") else (out,)
     if cotangents is None:
         return outputs, ()
@@ -53,7 +56,9 @@ def attention(way, arguments, options, cotangents):
     return outputs, (grad_query, grad_key, grad_value, grad_bias)
 
 
-def _softmax_product(way, scores, value):
+def _softmax_product(way, scored, value):
+    """(output, weights for the gradient, log-sum-exp); ``scored()`` computes the scores."""
+    scores = scored()
     keys = scores.shape[-1]
     width = BLOCK if way.order == "online" else max(keys, 1)
     top = np.full((*scores.shape[:-1], 1), -np.inf, way.core)
@@ -71,7 +76,8 @@ def _softmax_product(way, scores, value):
     shift = np.where(np.isneginf(top), 0, top)
     lse = way.log(total) + shift
     if way.order == "online":
-        return out / divisor, way.exp(scores - np.where(np.isneginf(lse), 0, lse)), lse
+        # scores computed a second time, in another order: as far off as rounding lets them be
+        return out / divisor, way.exp(scored() - np.where(np.isneginf(lse), 0, lse)), lse
     return out / divisor, way.exp(scores - shift) / divisor, lse
 
 

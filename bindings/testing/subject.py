@@ -104,7 +104,8 @@ class Subject:
     @property
     def gradients(self):
         """Whether gradients are judged."""
-        return self.differentiated and (self.vjp is not None or self.framework.name in ("torch", "jax"))
+        wanted = self.differentiated and self.claims.gradients
+        return wanted and (self.vjp is not None or self.framework.name in ("torch", "jax"))
 
     def keep(self, arguments, options):
         """Call once more; the function that comes back tells whether what was returned is still what it was."""
