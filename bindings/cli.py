@@ -6,7 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-DEMO_NEEDS = ("torch", "skimage", "sklearn", "PIL", "matplotlib", "regex", "hypothesis")
+DEMO_NEEDS = ("torch", "skimage", "sklearn", "scipy", "PIL", "matplotlib", "regex", "hypothesis")
 
 
 def main():
@@ -45,14 +45,14 @@ def _application(typer):
 
     @app.command(epilog="Example: saccade check mypackage.kernels:attention --operation attention --arrays torch")
     def check(
-        function: str = typer.Argument(help="What to judge, as module:name; the current folder is searched too."),
-        operation: str = typer.Option(help="The operation that it claims to be, such as attention or clip_loss."),
-        arrays: str = typer.Option("numpy", help="Whose arrays it takes: numpy, torch, cupy or jax."),
+        function: str = typer.Argument(help="What to judge: module:name, or a known peer such as torch-sdpa-math."),
+        operation: str = typer.Option(None, help="What it claims to be, such as attention; a peer's is known."),
+        arrays: str = typer.Option(None, help="Whose arrays it takes: numpy (if not given), torch, cupy or jax."),
         device: str = typer.Option(None, help="A torch device, such as cuda."),
         dtype: list[str] = typer.Option(None, help="A dtype to judge, may be repeated; those claimed by default."),
         gradients: bool = typer.Option(True, help="Judge gradients too, where they can be had."),
-        claims: str = typer.Option(None, help="TOML file of what it promises."),
-        budget: str = typer.Option("quick", help="quick, normal or thorough: about 20 s, 2 min, 20 min."),
+        claims: Path = typer.Option(None, help="TOML file of what it promises; over a peer's own claims."),
+        budget: str = typer.Option("quick", help="quick (about 20 s), normal (2 min), thorough (20 min), or seconds."),
         seed: int = typer.Option(0, help="Seed of everything that is drawn."),
         only: str = typer.Option(None, help="Judge this law alone."),
         batch_invariant: bool = typer.Option(False, help="Require the same bits whatever else is in the batch."),
@@ -65,13 +65,16 @@ def _application(typer):
             sys.exit('saccade check needs hypothesis: pip install "saccade[testing]"')
         from saccade.testing.console import run_check
 
-        table = tomllib.loads(Path(claims).read_text()) if claims else {}
-        if batch_invariant:
-            table["batch_invariant"] = True
-        options = dict(arrays=arrays, device=device, dtypes=dtype or None, gradients=gradients, budget=budget)
-        report = run_check(
-            function, operation, **options, seed=seed, only=only, claims=table or None, call_seconds=time_limit
-        )
+        table = {"batch_invariant": True} if batch_invariant else {}
+        seconds = float(budget) if budget.replace(".", "", 1).isdigit() else budget
+        options = dict(arrays=arrays, device=device, dtypes=dtype or None, gradients=gradients, budget=seconds)
+        try:
+            table = table if claims is None else table | tomllib.loads(claims.read_text())
+            report = run_check(
+                function, operation, **options, seed=seed, only=only, claims=table, call_seconds=time_limit
+            )
+        except (OSError, ValueError) as error:
+            sys.exit(f"saccade check: {error}")
         if json_file is not None:
             _write(json_file, json.dumps(report, indent=1))
         if script is not None and report["failures"]:

@@ -30,15 +30,41 @@ def test_crops_come_from_the_picture_they_are_labelled_with():
 def test_digits_for_testing_are_not_trained_on():
     (images, labels), (test_images, test_labels) = photographs.digits()
     assert len(images) == len(labels) == 1437 and len(test_images) == len(test_labels) == 360
-    assert images.dtype == np.uint8 and images.max() == 255 and len(set(test_labels.tolist())) == 10
+    assert (
+        images.dtype == np.uint8
+        and images.shape[1:] == (16, 16, 1)
+        and images.max() == 255
+        and len(set(test_labels.tolist())) == 10
+    )
 
 
-def test_shifted_images_move_whole():
-    image = np.zeros((200, 5, 5, 1), np.uint8)
-    image[:, 2, 2] = 7
-    moved = photographs.shifted(image, np.random.default_rng(0))
-    assert (moved.sum((1, 2, 3)) == 7).all()
-    assert {tuple(np.argwhere(one)[0][:2]) for one in moved} == {(y, x) for y in (1, 2, 3) for x in (1, 2, 3)}
+def test_jittered_images_stay_about_where_they_were():
+    image = np.zeros((200, 16, 16, 1), np.uint8)
+    image[:, 6:10, 6:10] = 200
+    moved = photographs.jittered(image, np.random.default_rng(0))
+    assert moved.dtype == np.uint8 and moved.shape == image.shape and len(np.unique(moved, axis=0)) == 200
+    weights = moved[..., 0].sum((1, 2))
+    assert (np.abs(weights / weights.mean() - 1) < 0.35).all()
+    rows = (moved[..., 0] * np.arange(16)[:, None]).sum((1, 2)) / weights
+    assert np.abs(rows - 7.5).max() < 2.3 and np.abs(rows - 7.5).max() > 1
+    still = photographs.jittered(image, np.random.default_rng(0), turn=0, zoom=0, shift=0)
+    assert np.array_equal(still, image)
+
+
+def test_bars_by_hand():
+    facts = {
+        "imagegpt": {"held-out nats per pixel": 2.5, "histogram baseline": 6.0, "bigram baseline": 2.4},
+        "vit": {"test accuracy": 0.97},
+        "clip": {"zero-shot accuracy": 0.89},
+        "kernels": {
+            "import saccade, seconds": 0.1,
+            "operations": {"gelu": {"verdict": "PASS"}, "linear": {"verdict": "FAIL"}},
+        },
+    }
+    rows = demo.bars(facts)
+    assert [row[-1] for row in rows] == ["yes", "no", "yes", "no", "yes", "no"]
+    assert rows[-1][1] == "1 of 2" and rows[2][1:3] == ("97.0 %", "≥ 97 %")
+    assert demo.bars({}) == []
 
 
 def test_baselines_by_hand():

@@ -4,7 +4,7 @@ import numpy as np
 
 from saccade.recipes import report
 from saccade.recipes.demo_vit import NORMAL
-from saccade.recipes.photographs import digits, shifted
+from saccade.recipes.photographs import digits, jittered
 from saccade.recipes.training import train
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -28,7 +28,7 @@ def section(quick, seed, progress):
     captions = np.stack([tokenizer.tokenize([t.format(name) for t in TEMPLATES], CONTEXT) for name in NAMES])
     captions = torch.from_numpy(captions.astype(np.int64))
     tower = dict(width=64, heads=4, hidden=128)
-    image = image_config(depth=4, image_size=8, patch_size=2, channels=1, **tower | NORMAL)
+    image = image_config(depth=4, image_size=16, patch_size=4, channels=1, **tower | NORMAL)
     text = TextConfig(depth=2, vocabulary=len(tokenizer), context=CONTEXT, **tower)
     model = CLIP(CLIPConfig(embed=64, image=image, text=text), seed=seed)
 
@@ -36,7 +36,7 @@ def section(quick, seed, progress):
         batch = rng.integers(len(images), size=64)
         which = torch.from_numpy(rng.integers(len(TEMPLATES), size=64))
         return model.loss(
-            torch.from_numpy(shifted(images[batch], rng)), captions[torch.from_numpy(labels[batch]), which]
+            torch.from_numpy(jittered(images[batch], rng)), captions[torch.from_numpy(labels[batch]), which]
         )
 
     steps = 500 if quick else 1500

@@ -3,7 +3,7 @@
 import numpy as np
 
 from saccade.recipes import report
-from saccade.recipes.photographs import digits, shifted
+from saccade.recipes.photographs import digits, jittered
 from saccade.recipes.training import train
 
 NORMAL = dict(mean=(0.3,), std=(0.38,))
@@ -20,13 +20,13 @@ def section(quick, seed, progress):
     rng = np.random.default_rng(seed)
     (images, labels), (test_images, test_labels) = digits()
     config = ViTConfig(
-        width=64, depth=4, heads=4, hidden=128, image_size=8, patch_size=2, channels=1, classes=10, **NORMAL
+        width=64, depth=4, heads=4, hidden=128, image_size=16, patch_size=4, channels=1, classes=10, **NORMAL
     )
     model = ViT(config, seed=seed)
 
     def loss_of(step):
         batch = rng.integers(len(images), size=96)
-        logits = model(torch.from_numpy(shifted(images[batch], rng)))
+        logits = model(torch.from_numpy(jittered(images[batch], rng)))
         return saccade.softmax_cross_entropy(logits, torch.from_numpy(labels[batch]), label_smoothing=0.1)
 
     steps = 500 if quick else 1500
@@ -38,8 +38,8 @@ def section(quick, seed, progress):
     parameters = model.numpy_parameters()
     facts = {"test accuracy": accuracy, "test digits": len(test_labels), "last loss": losses[-1]}
     text = (
-        f"8 x 8 pixels, patches of 2 x 2, four blocks of width 64, {steps} steps on {len(images):,} digits moved by up "
-        f"to a pixel. Of {len(test_labels)} digits it never saw, {100 * accuracy:.1f} % are named right."
+        f"16 x 16 pixels, patches of 4 x 4, four blocks of width 64, {steps} steps on {len(images):,} digits, turned, "
+        f"zoomed and moved a little. Of {len(test_labels)} digits it never saw, {100 * accuracy:.1f} % are named right."
     )
     pictures = _positions(parameters, config) + _filters(parameters) + _distances(weights, config)
     return facts, report.paragraph(text) + pictures
@@ -73,7 +73,7 @@ def _filters(parameters):
         axis.imshow(picture[..., 0], cmap="gray")
         axis.set_title(f"{100 * share:.0f} %", fontsize=9)
         axis.axis("off")
-    return report.figure(plot, "Principal components of the 64 filters that embed a patch of 2 x 2; their variance.")
+    return report.figure(plot, "Principal components of the 64 filters that embed a patch of 4 x 4; their variance.")
 
 
 def _distances(weights, config):

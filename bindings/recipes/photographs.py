@@ -50,23 +50,33 @@ def crops(pictures, count, side, rng):
 
 
 def digits(seed=0):
-    """scikit-learn's 1,797 handwritten digits, split: (images, labels) to train on and to test on.
+    """scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8: (images, labels) to train on and to test on.
 
-    Images are uint8 (n, 8, 8, 1), levels 0 … 255; 360 are for testing.
+    Images are uint8 (n, 16, 16, 1), levels 0 … 255; 360 are for testing.
     """
+    from scipy import ndimage
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()
-    images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    large = ndimage.zoom(data.images * (255 / 16), (1, 2, 2), order=1, mode="nearest", grid_mode=True)
+    images = np.round(large).astype(np.uint8)[..., None]
     order = np.random.default_rng(seed).permutation(len(images))
     test, train = order[:360], order[360:]
     return (images[train], data.target[train]), (images[test], data.target[test])
 
 
-def shifted(images, rng, most=1):
-    """Each image moved by up to ``most`` pixels in both directions, zeros moving in."""
-    padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
+def jittered(images, rng, turn=12.0, zoom=0.1, shift=2.0):
+    """Each grey image turned by up to ``turn`` degrees, zoomed by up to ``zoom``, moved by up to ``shift`` pixels."""
+    from scipy import ndimage
+
     b, h, w, _ = images.shape
-    y, x = rng.integers(2 * most + 1, size=(2, b))
-    rows, columns = y[:, None] + np.arange(h), x[:, None] + np.arange(w)
-    return padded[np.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    angles, zooms = np.deg2rad(rng.uniform(-turn, turn, b)), 1 + rng.uniform(-zoom, zoom, b)
+    shifts, centre = rng.uniform(-shift, shift, (b, 2)), np.array([(h - 1) / 2, (w - 1) / 2])
+    moved = np.empty_like(images)
+    for i in range(b):
+        cosine, sine = np.cos(angles[i]) / zooms[i], np.sin(angles[i]) / zooms[i]
+        matrix = np.array([[cosine, -sine], [sine, cosine]])
+        moved[i, :, :, 0] = ndimage.affine_transform(
+            images[i, :, :, 0], matrix, centre - matrix @ (centre + shifts[i]), order=1
+        )
+    return moved

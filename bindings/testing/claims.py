@@ -1,6 +1,6 @@
 """What a function promises: the oracle judges that and lists the rest as not judged."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import ml_dtypes
 import numpy as np
@@ -93,14 +93,14 @@ class Claims:
         return said
 
 
-def read_claims(table):
-    """``Claims`` from a table of its attributes, as TOML has them.
+def read_claims(table, known):
+    """``known`` claims with those of a table of attributes, as TOML has them, in their place.
 
     Raises:
         ValueError: an attribute is unknown.
     """
-    known = [one.name for one in fields(Claims)]
+    names = [one.name for one in fields(Claims)]
     for name in table:
-        if name not in known:
-            raise ValueError(f"claims: {name} is unknown, expected one of {', '.join(known)}")
-    return Claims(**{name: tuple(x) if isinstance(x, list) else x for name, x in table.items()})
+        if name not in names:
+            raise ValueError(f"claims: {name} is unknown, expected one of {', '.join(names)}")
+    return replace(known, **{name: tuple(x) if isinstance(x, list) else x for name, x in table.items()})

@@ -13,14 +13,17 @@ GRACE = 30.0  # seconds beyond a call's own limit, for imports and the oracle's 
 
 
 def check_isolated(function, operation, *, told=None, call_seconds=30.0, **options):
-    """``check`` of "module:name" in a new process; its report as a dictionary.
+    """``check`` of "module:name" or of a peer in a new process; its report as a dictionary.
 
     Args:
-        function: "module:name", found from the current folder too.
+        function: "module:name", found from the current folder too, or the name of a peer.
         operation: as in ``check``.
         told: called a few times a second with a line about what is being judged.
         call_seconds: how long a call may take.
         options: those of ``check`` that JSON can carry; ``claims`` as a table of its attributes.
+
+    Raises:
+        ValueError: the task cannot be done: an argument is none of those accepted, or the import fails.
     """
     with tempfile.TemporaryDirectory(prefix="saccade-check-") as folder:
         task, result, journal = (Path(folder, name) for name in ("task.json", "result.json", "journal"))
@@ -34,7 +37,10 @@ def check_isolated(function, operation, *, told=None, call_seconds=30.0, **optio
             worker.kill()
             worker.wait()
         if result.exists():
-            return json.loads(result.read_text())
+            found = json.loads(result.read_text())
+            if "error" in found:
+                raise ValueError(found["error"])
+            return found
         last = journal.read_bytes().decode(errors="replace").strip()
         return _ended(function, operation, options, ended, last)
 
@@ -62,21 +68,31 @@ def _ended(function, operation, options, ended, last):
 
 
 def main(folder):
-    """The worker: read the task, judge, write the report."""
-    from saccade.testing.check import check
-    from saccade.testing.claims import read_claims
-
+    """The worker: read the task, judge, write the report, or the error if the task cannot be done."""
     task = json.loads(Path(folder, "task.json").read_text())
     journal = os.open(Path(folder, "journal"), os.O_WRONLY)
     sys.path.append(os.getcwd())
-    claims = task.pop("claims", None)
-    report = check(
-        task.pop("function"), task.pop("operation"), claims=None if claims is None else read_claims(claims),
-        journal=lambda line: os.pwrite(journal, line.encode()[:JOURNAL].ljust(JOURNAL), 0), **task,
-    )  # fmt: skip
+    try:
+        result = _done(task, lambda line: os.pwrite(journal, line.encode()[:JOURNAL].ljust(JOURNAL), 0))
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        result = {"error": f"{error}"}
     done = Path(folder, "done.json")
-    done.write_text(json.dumps(report.as_dict()))
+    done.write_text(json.dumps(result))
     done.rename(Path(folder, "result.json"))
+
+
+def _done(task, journal):
+    from saccade.testing.check import check
+    from saccade.testing.claims import Claims, read_claims
+    from saccade.testing.peers import peer
+
+    function, operation, arrays = task.pop("function"), task.pop("operation"), task.pop("arrays", None)
+    known = Claims()
+    if ":" not in function:
+        made, its_operation, its_arrays, known = peer(function)
+        function, operation, arrays = made, operation or its_operation, arrays or its_arrays
+    claims = read_claims(task.pop("claims", None) or {}, known)
+    return check(function, operation, arrays=arrays or "numpy", claims=claims, journal=journal, **task).as_dict()
 
 
 if __name__ == "__main__":

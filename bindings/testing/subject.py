@@ -96,9 +96,9 @@ class Subject:
             self.framework.wait()
         if before != [_memory(x) for x in (*arguments, *options.values())]:
             raise Misconduct("it changed an input, or memory beside a view that it was given")
-        self.judge_aliases(arguments, options, outputs)
         taken = tuple(self._take(x) for x in outputs)
         self._judge_kind(taken, arguments, options)
+        self._judge_aliases(arguments, options, outputs)
         return taken, self._judged_gradients(gradients, arguments, options)
 
     @property
@@ -188,7 +188,7 @@ class Subject:
         cotangents = [g.to(y.dtype).reshape(y.shape) for g, y in zip(cotangents, outputs, strict=True)]
         return outputs, torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
 
-    def judge_aliases(self, arguments, options, outputs):
+    def _judge_aliases(self, arguments, options, outputs):
         """Refuse outputs that lie in the memory of an input, where memory can be compared."""
         if self.framework.name == "numpy":
             inputs = [x for x in (*arguments, *options.values()) if isinstance(x, np.ndarray)]
