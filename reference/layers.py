@@ -140,18 +140,18 @@ def gelu(x, *, kind="erf"):
 def gelu_forward(x, *, kind="erf"):
     """``gelu`` and what ``gelu_backward`` needs."""
     wide = upcast(x)
-    return rounded(wide * _gate(wide, kind)[0], x), (x, kind)
+    return rounded(wide * gelu_gate(wide, kind)[0], x), (x, kind)
 
 
 def gelu_backward(saved, grad_out):
     """The gradient for x, in a tuple of one: dY (gate(x) + x gate'(x))."""
     x, kind = saved
     wide = upcast(x)
-    gate, slope = _gate(wide, kind)
+    gate, slope = gelu_gate(wide, kind)
     return (rounded(upcast(grad_out) * (gate + wide * slope), x),)
 
 
-def _gate(x, kind):
+def gelu_gate(x, kind):
     """What GELU multiplies x by, and its derivative."""
     if kind == "erf":
         density = np.exp(-(x**2) / 2) / np.sqrt(2 * _pi(x.dtype))

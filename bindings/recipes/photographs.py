@@ -58,7 +58,7 @@ def digits(seed=0):
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()
-    large = ndimage.zoom(data.images * (255 / 16), (1, 2, 2), order=1, mode="nearest", grid_mode=True)
+    large: Any = ndimage.zoom(data.images * (255 / 16), (1, 2, 2), order=1, mode="nearest", grid_mode=True)
     images = np.round(large).astype(np.uint8)[..., None]
     order = np.random.default_rng(seed).permutation(len(images))
     test, train = order[:360], order[360:]

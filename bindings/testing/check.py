@@ -27,7 +27,7 @@ class Failure:
         law: its name.
         says: what is wrong, in two sentences: the law, and what was found against what allowance.
         arguments, options: the input, as NumPy arrays.
-        call: (arguments, options) of the call that gave what is wrong: the input as the law transformed it.
+        call: (arguments, options, cotangents) of the call that gave what is wrong: the input as the law transformed it.
         what: the name of the output or gradient that is wrong.
         arrays: (what came, the truth) of that output or gradient, or None.
         seed: what cotangents and transformations are drawn from.

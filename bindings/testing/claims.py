@@ -42,6 +42,7 @@ class Claims:
         causal: "end" (query t sees keys s <= t + S − T), "start" (s <= t) or "square" (T = S alone).
         value_dims: whether values may have another last dimension than keys.
         soft_labels: whether a cross entropy takes rows of probabilities besides classes.
+        ignored: whether labels may be ``ignore_index``.
         biases: whether bias vectors may be given.
         factors: whether logit_scale and logit_bias may be 0-d arrays, which have gradients, besides numbers.
         losses: the dtype of a loss: "wide" (float32; float64 for float64) or the "input"'s.
@@ -60,6 +61,7 @@ class Claims:
     causal: str = "end"
     value_dims: bool = True
     soft_labels: bool = True
+    ignored: bool = True
     biases: bool = True
     factors: bool = True
     losses: str = "wide"

@@ -58,6 +58,11 @@ def _thinned(x, most, axis):
 
 def script(report, failure):
     """A program that shows the failure with NumPy and the function's framework alone."""
+    from saccade.testing.subject import names_of
+
+    differentiated = (
+        failure.what.startswith("gradient of ") and report.arrays == "torch" and failure.call[2] is not None
+    )
     lines = [
         f'"""{report.function} is not {report.operation}.',
         "",
@@ -84,21 +89,36 @@ def script(report, failure):
         "]",
         f"options = {{{', '.join(f'{name!r}: {_source(x)}' for name, x in failure.call[1].items())}}}",
     ]
-    if failure.arrays is not None:
-        lines += [f"truth = {_source(np.asarray(failure.arrays[1], np.float64))}  # of: {failure.what}"]
     lines += [
         "arguments = [put(x) for x in arguments]",
-        "out = function(*arguments, **{name: put(x) for name, x in options.items()})",
+        "options = {name: put(x) for name, x in options.items()}",
+        *(_WATCHED if differentiated else []),
+        "out = function(*arguments, **options)",
         'print("result:", out)',
     ]
+    if differentiated:
+        name = failure.what.removeprefix("gradient of ")
+        names = names_of(report.operation)
+        where = f"arguments[{names.index(name)}]" if name in names else f"options[{name!r}]"
+        lines += [
+            f"cotangents = [{', '.join(_source(x) for x in failure.call[2])}]",
+            "outputs = out if isinstance(out, tuple) else (out,)",
+            "torch.autograd.backward(outputs, [put(g).to(y.dtype) for g, y in zip(cotangents, outputs)])",
+            f'print("{failure.what}:", {where}.grad)',
+        ]
     if failure.arrays is not None:
         lines += [
             f'print("{failure.what}, as it came to the oracle:", {_source(failure.arrays[0])})',
-            'print("truth:", truth)',
+            f'print("truth:", {_source(np.asarray(failure.arrays[1], np.float64))})',
         ]
     return "\n".join(lines) + "\n"
 
 
+_WATCHED = [
+    "for x in [*arguments, *options.values()]:",
+    "    if isinstance(x, torch.Tensor) and x.is_floating_point():",
+    "        x.requires_grad_()",
+]
 _TO = {
     "numpy": ["def put(x):", "    return x", ""],
     "torch": [
@@ -116,6 +136,10 @@ _TO = {
 
 
 def _import_of(function):
+    from saccade.testing import peers
+
+    if function in peers.PEERS:
+        return peers.source(function)
     module, _, name = function.partition(":")
     if not name:
         return f"function = ...  # here goes {function}"

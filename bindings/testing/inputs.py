@@ -265,7 +265,7 @@ def softmax_cross_entropy_inputs(draw, claims=EVERYTHING):
     x = draw(logits(n, k, dtype, claims.layouts))
     if claims.soft_labels and draw(st.booleans()):
         return (x, np.random.default_rng(draw(seeds())).dirichlet(np.ones(k), n).astype(dtype)), options
-    return (x, draw(labels(n, k, options.get("ignore_index", -100)))), options
+    return (x, draw(labels(n, k, options.get("ignore_index", -100), claims.ignored))), options
 
 
 @st.composite
@@ -275,7 +275,7 @@ def linear_cross_entropy_inputs(draw, claims=EVERYTHING):
     dtype, e = draw(_dtype(claims)), draw(st.sampled_from([8, 1, 40]))
     options = draw(_classification("linear_cross_entropy", claims))
     hidden, weight = draw(arrays((n, e), dtype, claims.layouts)), draw(arrays((k, e), dtype, claims.layouts))
-    return (hidden, weight, draw(labels(n, k, options.get("ignore_index", -100)))), options
+    return (hidden, weight, draw(labels(n, k, options.get("ignore_index", -100), claims.ignored))), options
 
 
 @st.composite

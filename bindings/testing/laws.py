@@ -23,7 +23,7 @@ class Violation(Exception):
 
     def __init__(self, says, what="result", arrays=None):
         super().__init__(says)
-        self.what, self.arrays, self.call = what, arrays, ((), {})
+        self.what, self.arrays, self.call = what, arrays, ((), {}, None)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from saccade import reference
 from saccade.reference.attention import visible
+from saccade.reference.layers import gelu_gate
 from saccade.testing.ways import BLOCK
 
 
@@ -174,13 +175,18 @@ def _norm(way, x, scale, bias, options, cotangents, centred):
 
 
 def gelu(way, arguments, options, cotangents):
-    """The definition in the compute dtype; its elementary functions see arguments that are off by a rounding."""
-    (x,) = way.raise_(*arguments)
-    out, saved = reference.gelu_forward(way.rounding(x), **options)
+    """The definition in the compute dtype, or as most programs have it, x (1 + erf(x/√2))/2 and x (1 + tanh u)/2, which
+    lose the digits of the lower tail; elementary functions see arguments that are off by a rounding."""
+    x = way.rounding(way.raise_(*arguments)[0])
+    kind = options.get("kind", "erf")
+    gate, slope = gelu_gate(x, kind)
+    if way.order in ("in blocks", "online") and kind != "sigmoid":
+        gate = (1 + (2 * gate - 1)) / 2
+    out = way.rounding(x * gate)
     if cotangents is None:
-        return (way.rounding(out),), ()
-    (grad,) = reference.gelu_backward(saved, *way.raise_(*cotangents))
-    return (way.rounding(out),), (way.rounding(grad),)
+        return (out,), ()
+    (grad,) = way.raise_(*cotangents)
+    return (out,), (way.rounding(grad * (gate + x * slope)),)
 
 
 def batch_norm(way, arguments, options, cotangents):
@@ -374,16 +380,21 @@ def siglip_loss(way, arguments, options, cotangents):
     sign = 2 * np.eye(len(images), dtype=way.core) - 1
     signed = sign * (way.core.type(logit_scale) * products + way.core.type(logit_bias))
     terms = np.maximum(-signed, 0) + np.log1p(way.exp(-np.abs(signed)))
-    loss = way.sum_all(way.sum(terms, -1)) / n
+    loss = _total(way, terms) / n
     if cotangents is None:
         return (loss,), ()
     grad = -sign / (1 + way.exp(signed)) * np.asarray(cotangents[0], way.core) / n
-    grad_bias = way.sum_all(grad) if isinstance(logit_bias, np.ndarray) else None
+    grad_bias = _total(way, grad) if isinstance(logit_bias, np.ndarray) else None
     return (loss,), (*_pair_gradients(way, images, texts, logit_scale, products, grad), grad_bias)
+
+
+def _total(way, x):
+    """The sum of a matrix: one long sum, or the sum of its rows' sums."""
+    return way.sum_all(x if way.order in ("in order", "reversed") else way.sum(x, -1))
 
 
 def _pair_gradients(way, images, texts, logit_scale, products, grad_logits):
     scale = way.core.type(logit_scale)
-    grad_scale = way.sum_all(way.sum(grad_logits * products, -1)) if isinstance(logit_scale, np.ndarray) else None
+    grad_scale = _total(way, grad_logits * products) if isinstance(logit_scale, np.ndarray) else None
     scaled = scale * grad_logits
     return way.matmul(scaled, texts), way.matmul(transpose(scaled), images), grad_scale

@@ -5,8 +5,10 @@ by the report as not judged.
 """
 
 import importlib.util
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from saccade.testing.claims import Claims
@@ -24,7 +26,7 @@ class Peer:
         arrays: whose arrays it takes.
         package: what must be installed, as it is imported.
         claims: what it promises.
-        make: returns the function in the operation's own signature.
+        make: returns the function in the operation's own signature; its source is all that a script needs.
     """
 
     operation: str
@@ -39,26 +41,23 @@ class Peer:
         return importlib.util.find_spec(self.package) is not None
 
 
-def _sdpa(backend):
-    def make():
-        import torch
-        from torch.nn.attention import SDPBackend, sdpa_kernel
+def sdpa(backend):
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        def attention(query, key, value, *, mask=None, causal=False, scale=None):
-            if causal and mask is not None:
-                mask = mask & torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=mask.device).tril()
-            options = {"is_causal": causal and mask is None, "scale": scale}
-            if mask is not None:
-                mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-            with sdpa_kernel(getattr(SDPBackend, backend)):
-                return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
+    def attention(query, key, value, *, mask=None, causal=False, scale=None):
+        if causal and mask is not None:
+            mask = mask & torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=mask.device).tril()
+        options = {"is_causal": causal and mask is None, "scale": scale}
+        if mask is not None:
+            mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        with sdpa_kernel(getattr(SDPBackend, backend)):
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
 
-        return attention
-
-    return make
+    return attention
 
 
-def _flex_attention():
+def flex_attention_of_peer():
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -75,7 +74,7 @@ def _flex_attention():
     return attention
 
 
-def _transformers_eager():
+def transformers_eager_of_peer():
     from types import SimpleNamespace
 
     import torch
@@ -92,8 +91,8 @@ def _transformers_eager():
     return attention
 
 
-def _jax_attention():
-    import jax
+def jax_attention_of_peer():
+    import jax  # pyright: ignore[reportMissingImports]
 
     def attention(query, key, value, *, mask=None, bias=None, causal=False, scale=None):
         options = {"mask": mask, "bias": bias, "is_causal": causal, "scale": scale}
@@ -102,7 +101,7 @@ def _jax_attention():
     return attention
 
 
-def _cross_entropy():
+def cross_entropy_of_peer():
     import torch
 
     def softmax_cross_entropy(logits, labels, **options):
@@ -115,7 +114,7 @@ def _cross_entropy():
     return softmax_cross_entropy
 
 
-def _layer_norm():
+def layer_norm_of_peer():
     import torch
 
     def layer_norm(x, scale, bias, *, eps=1e-5):
@@ -124,7 +123,7 @@ def _layer_norm():
     return layer_norm
 
 
-def _rms_norm():
+def rms_norm_of_peer():
     import torch
 
     def rms_norm(x, scale, *, eps=1e-5):
@@ -133,7 +132,7 @@ def _rms_norm():
     return rms_norm
 
 
-def _gelu():
+def gelu_of_peer():
     import torch
 
     def gelu(x, *, kind="erf"):
@@ -144,7 +143,7 @@ def _gelu():
     return gelu
 
 
-def _conv2d_patches():
+def conv2d_patches_of_peer():
     import torch
 
     def patch_embed(images, weight, bias):
@@ -155,21 +154,18 @@ def _conv2d_patches():
     return patch_embed
 
 
-def _open_clip(name):
-    def make():
-        from open_clip import loss
+def open_clip(name):
+    from open_clip import loss
 
-        judged = getattr(loss, name)()
+    judged = getattr(loss, name)()
 
-        def contrastive_loss(image_embeddings, text_embeddings, *factors):
-            return judged(image_embeddings, text_embeddings, *factors)
+    def contrastive_loss(image_embeddings, text_embeddings, *factors):
+        return judged(image_embeddings, text_embeddings, *factors)
 
-        return contrastive_loss
-
-    return make
+    return contrastive_loss
 
 
-def _normalize():
+def normalize_of_peer():
     import torch
 
     def l2_normalize(x, *, eps=1e-12):
@@ -179,17 +175,18 @@ def _normalize():
 
 
 PEERS = {
-    "torch-sdpa-math": Peer("attention", "torch", "torch", SDPA, _sdpa("MATH")),
+    "torch-sdpa-math": Peer("attention", "torch", "torch", SDPA, partial(sdpa, "MATH")),
     "torch-sdpa-flash": Peer(
         "attention", "torch", "torch",
-        replace(SDPA, layouts=("dense", "sliced", "read-only"), options=("mask", "causal")), _sdpa("FLASH_ATTENTION"),
+        replace(SDPA, layouts=("dense", "sliced", "read-only"), options=("mask", "causal")),
+        partial(sdpa, "FLASH_ATTENTION"),
     ),
     "torch-flex-attention": Peer(
         "attention", "torch", "torch",
         Claims(
             options=("bias", "causal", "scale"), empty_rows=False, zero_sized=False, value_dims=False, gradients=False
         ),
-        _flex_attention,
+        flex_attention_of_peer,
     ),
     "transformers-eager-attention": Peer(
         "attention", "torch", "transformers",
@@ -197,7 +194,7 @@ PEERS = {
             dtypes=("float32", "bfloat16", "float16"), options=("mask", "bias", "scale"), empty_rows=False,
             zero_sized=False,
         ),
-        _transformers_eager,
+        transformers_eager_of_peer,
     ),
     "jax-dot-product-attention": Peer(
         "attention", "jax", "jax",
@@ -205,18 +202,18 @@ PEERS = {
             dtypes=("float32", "bfloat16", "float16"), options=("mask", "bias", "causal", "scale"), axes="bthd",
             causal="start", empty_rows=False, zero_sized=False, value_dims=False,
         ),
-        _jax_attention,
+        jax_attention_of_peer,
     ),
-    "torch-cross-entropy": Peer("softmax_cross_entropy", "torch", "torch", LOSS, _cross_entropy),
-    "torch-layer-norm": Peer("layer_norm", "torch", "torch", Claims(options=("eps",)), _layer_norm),
-    "torch-rms-norm": Peer("rms_norm", "torch", "torch", Claims(options=("eps",)), _rms_norm),
-    "torch-gelu": Peer("gelu", "torch", "torch", Claims(), _gelu),
-    "torch-normalize": Peer("l2_normalize", "torch", "torch", Claims(), _normalize),
+    "torch-cross-entropy": Peer("softmax_cross_entropy", "torch", "torch", LOSS, cross_entropy_of_peer),
+    "torch-layer-norm": Peer("layer_norm", "torch", "torch", Claims(options=("eps",)), layer_norm_of_peer),
+    "torch-rms-norm": Peer("rms_norm", "torch", "torch", Claims(options=("eps",)), rms_norm_of_peer),
+    "torch-gelu": Peer("gelu", "torch", "torch", Claims(), gelu_of_peer),
+    "torch-normalize": Peer("l2_normalize", "torch", "torch", Claims(), normalize_of_peer),
     "torch-conv2d-patches": Peer(
-        "patch_embed", "torch", "torch", Claims(options=(), zero_sized=False), _conv2d_patches
+        "patch_embed", "torch", "torch", Claims(options=(), zero_sized=False), conv2d_patches_of_peer
     ),
-    "open-clip-loss": Peer("clip_loss", "torch", "open_clip", LOSS, _open_clip("ClipLoss")),
-    "open-clip-siglip-loss": Peer("siglip_loss", "torch", "open_clip", LOSS, _open_clip("SigLipLoss")),
+    "open-clip-loss": Peer("clip_loss", "torch", "open_clip", LOSS, partial(open_clip, "ClipLoss")),
+    "open-clip-siglip-loss": Peer("siglip_loss", "torch", "open_clip", LOSS, partial(open_clip, "SigLipLoss")),
 }  # fmt: skip
 
 
@@ -234,3 +231,10 @@ def peer(name):
     function = one.make()
     function.__name__ = name
     return function, one.operation, one.arrays, one.claims
+
+
+def source(name):
+    """A program's lines that make the peer's function as ``function``."""
+    make = PEERS[name].make
+    maker, arguments = (make.func, make.args) if isinstance(make, partial) else (make, ())
+    return f"{inspect.getsource(maker)}\n\nfunction = {maker.__name__}({', '.join(map(repr, arguments))})"

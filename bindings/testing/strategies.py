@@ -159,11 +159,11 @@ def logits(n, k, dtype, layouts=LAYOUTS):
 
 
 @st.composite
-def labels(draw, n, k, ignore_index=-100):
-    """(n,) classes below k; some, all or none ignored."""
+def labels(draw, n, k, ignore_index=-100, ignored=True):
+    """(n,) classes below k; some, all or none of them, if ``ignored``, are ``ignore_index``."""
     rng = np.random.default_rng(draw(seeds()))
     drawn = rng.integers(0, max(k, 1), n).astype(draw(st.sampled_from([np.int64, np.int32])))
-    drawn[rng.random(n) < draw(st.sampled_from([0, 0.3, 1]))] = ignore_index
+    drawn[rng.random(n) < draw(st.sampled_from([0, 0.3, 1] if ignored else [0]))] = ignore_index
     return drawn
 
 

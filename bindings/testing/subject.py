@@ -61,7 +61,7 @@ class Subject:
         seconds: how long a call may take.
         differentiated: whether gradients are judged where they can be had.
         journal: called with a line about each input before the function is, which may end the process.
-        called: (arguments, options) of the latest call.
+        called: (arguments, options, cotangents or None) of the latest call.
     """
 
     function: Any
@@ -72,7 +72,7 @@ class Subject:
     seconds: float = 30.0
     differentiated: bool = True
     journal: Any = None
-    called: tuple = ((), {})
+    called: tuple = ((), {}, None)
 
     def run(self, arguments, options, cotangents=None):
         """(outputs, gradients or None) as NumPy arrays, after a call that was watched.
@@ -80,7 +80,7 @@ class Subject:
         Raises:
             Misconduct: it raised, took too long, returned what it must not, or changed its inputs.
         """
-        self.called = arguments, options
+        self.called = arguments, options, cotangents
         if self.journal is not None:
             self.journal(described(arguments, options))
         before = [_memory(x) for x in (*arguments, *options.values())]

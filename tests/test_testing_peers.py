@@ -1,0 +1,106 @@
+"""Right implementations from outside pass within their claims: the oracle raises no false alarm.
+
+CI takes 3 seeds each; ``HYPOTHESIS_PROFILE=nightly`` takes 30.
+"""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+from support import without_torchvision_operators
+
+from saccade.testing import Claims, check
+from saccade.testing.peers import PEERS, peer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Flash attention kernel not used:UserWarning"),
+]
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+SEEDS, SECONDS = (range(30), 10.0) if NIGHTLY else (range(3), 1.5)
+WIDE, NARROW = ("float32", "float64"), ("float32",)
+# In 16 bits these store logits, scores or gradients in the inputs' dtype, which the oracle does not let pass.
+DTYPES = {
+    "torch-sdpa-math": WIDE,
+    "torch-sdpa-flash": NARROW,
+    "torch-flex-attention": WIDE,
+    "transformers-eager-attention": NARROW,
+    "torch-cross-entropy": WIDE,
+    "torch-layer-norm": WIDE,
+    "torch-rms-norm": WIDE,
+    "torch-gelu": WIDE,
+    "torch-normalize": WIDE,
+    "torch-conv2d-patches": WIDE,
+    "open-clip-loss": WIDE,
+    "open-clip-siglip-loss": WIDE,
+}
+
+
+def einsum_attention(query, key, value, *, scale=None, bias=None):
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = np.einsum("bhtd,bhsd->bhts", query, key) * query.dtype.type(scale)
+    scores = scores if bias is None else scores + bias
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhts,bhse->bhte", weights / weights.sum(-1, keepdims=True), value)
+
+
+def scipy_attention(query, key, value, *, mask=None):
+    scores = query @ key.swapaxes(-1, -2) * query.dtype.type(query.shape[-1] ** -0.5)
+    scores = scores if mask is None else np.where(mask, scores, -np.inf)
+    return scipy.special.softmax(scores, -1) @ value
+
+
+def scipy_cross_entropy(logits, labels, *, reduction="mean"):
+    losses = -scipy.special.log_softmax(logits, -1)[np.arange(len(labels)), labels]
+    return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
+
+
+def torch_embedding(tokens, weight):
+    return torch.nn.functional.embedding(tokens, weight)
+
+
+NUMPY = Claims(dtypes=WIDE, options=("scale", "bias"), zero_sized=False, empty_rows=False)
+OWN = {
+    "einsum in NumPy": (einsum_attention, "attention", "numpy", NUMPY),
+    "scipy's softmax": (scipy_attention, "attention", "numpy", replace(NUMPY, options=("mask",))),
+    "scipy's log_softmax": (
+        scipy_cross_entropy, "softmax_cross_entropy", "numpy",
+        Claims(dtypes=WIDE, options=("reduction",), zero_sized=False, soft_labels=False, ignored=False),
+    ),
+    "torch's linear": (torch.nn.functional.linear, "linear", "torch", Claims(dtypes=WIDE)),
+    "torch's embedding": (torch_embedding, "embedding", "torch", Claims()),
+}  # fmt: skip
+
+
+def test_there_are_enough():
+    assert len(DTYPES) + len(OWN) >= 12
+    assert set(DTYPES) == {name for name, one in PEERS.items() if one.installed}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", DTYPES)
+def test_peers_pass_within_their_claims(name, seed):
+    without_torchvision_operators()
+    function, operation, arrays, claims = peer(name)
+    claims = replace(claims, dtypes=DTYPES[name])
+    report = check(function, operation, arrays=arrays, claims=claims, budget=SECONDS, seed=seed)
+    assert not report.failures, report
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", OWN)
+def test_ordinary_programs_pass_within_their_claims(name, seed):
+    function, operation, arrays, claims = OWN[name]
+    report = check(function, operation, arrays=arrays, claims=claims, budget=SECONDS, seed=seed)
+    assert not report.failures, report
+
+
+def test_an_unknown_peer_and_one_that_is_not_installed_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="no module:name and no peer, expected one of torch-sdpa-math"):
+        peer("torch-sdpa")
+    monkeypatch.setitem(PEERS, "absent", replace(PEERS["torch-gelu"], package="no_such_package"))
+    with pytest.raises(ValueError, match="absent needs no_such_package, which is not installed"):
+        peer("absent")
