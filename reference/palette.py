@@ -47,6 +47,7 @@ def fit(colors, counts, centers, *, iterations=100):
 
     Returns the centres and the assignment to them.
     """
+    centers = np.array(centers, np.int32)
     for _ in range(iterations):
         moved = update(colors, counts, assign(colors, centers), centers)
         if np.array_equal(moved, centers):

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from saccade.families import FAMILIES, family_of
 from saccade.kernels.numba import threads
 from saccade.testing import gate
-from saccade.testing.inputs import INPUTS
+from saccade.testing.inputs import INPUTS, PALETTE_INPUTS
 
 MODULES = {family: importlib.import_module(f"saccade.kernels.numba.{family}") for family in FAMILIES}
 KERNELS = SimpleNamespace(**{name: f for module in MODULES.values() for name, f in vars(module).items()})
@@ -23,6 +23,14 @@ def test_operation_matches_the_reference(operation, data):
     before = _bytes(arguments, options)
     gate.assert_right(operation, MODULES[family_of(operation)], arguments, options)
     assert before == _bytes(arguments, options), f"{operation} modified its inputs"
+
+
+@pytest.mark.parametrize("function", PALETTE_INPUTS)
+@given(data=st.data())
+def test_palette_is_the_definitions_to_the_bit(function, data):
+    arguments, options = data.draw(PALETTE_INPUTS[function]())
+    out = getattr(importlib.import_module("saccade.kernels.numba.palette"), function)(*arguments, **options)
+    assert {one.verdict for one in gate.Exact(function, arguments, options).judge(out)} == {"PASS"}
 
 
 def _bytes(arguments, options):

@@ -182,10 +182,45 @@ def test_conforms_makes_a_test():
 def test_every_law_can_be_asked_for_alone():
     right = {"attention": saccade.attention, "clip_loss": saccade.clip_loss}
     right["softmax_cross_entropy"] = saccade.softmax_cross_entropy
+    right["assign"] = "saccade.kernels.numba.palette:assign"
     for law in LAWS:
         operation = next(name for name in right if law.operations is None or name in law.operations)
-        report = check(right[operation], operation, arrays="torch", dtypes=["float32"], only=law.name, budget=0.3)
+        arrays = "numpy" if operation == "assign" else "torch"
+        report = check(right[operation], operation, arrays=arrays, dtypes=["float32"], only=law.name, budget=0.3)
         assert list(report.counts) == [law.name] and report.verdict != "FAIL", report
+
+
+def distances(colors, centers, dtype):
+    return ((4096 * colors.astype(dtype)[:, None] - centers.astype(dtype)) ** 2).sum(-1)
+
+
+def last_of_equals(colors, centers):
+    d = distances(colors, centers, np.int64)
+    return (d.shape[1] - 1 - d[:, ::-1].argmin(1)).astype(np.int32)
+
+
+def in_float32(colors, centers):
+    return distances(colors, centers, np.float32).argmin(1).astype(np.int32)
+
+
+def rounded_down(colors, counts, assignment, centers):
+    from saccade.reference import palette
+
+    weights = np.bincount(assignment, counts, len(centers)).astype(np.int64)
+    totals = np.stack([np.bincount(assignment, counts * colors[:, c], len(centers)) for c in range(3)], 1).astype(
+        np.int64
+    )
+    moved = palette.GRID * totals // np.maximum(weights, 1)[:, None]
+    return np.where(weights[:, None] > 0, moved, centers).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"), [(last_of_equals, "assign"), (in_float32, "assign"), (rounded_down, "update")]
+)
+def test_palettes_are_judged_to_the_bit(function, operation):
+    assert failed(check(function, operation, budget=5.0, stop_at_first=True)).law == "values"
+    right = check(f"saccade.kernels.numba.palette:{operation}", operation, budget=1.0)
+    assert right.verdict == "PASS" and "cost never rises" in right.counts
 
 
 REFUSED = {

@@ -12,7 +12,7 @@ from saccade.testing import explain
 from saccade.testing.claims import Claims
 from saccade.testing.frameworks import Framework
 from saccade.testing.laws import LAWS, Violation, laws_for
-from saccade.testing.subject import Subject
+from saccade.testing.subject import PALETTE, Subject
 
 BUDGETS = {"quick": 20.0, "normal": 120.0, "thorough": 1200.0}  # seconds for a fast function
 EXAMPLES = 60  # at most so many inputs from one seed; then comes the next
@@ -108,7 +108,7 @@ def check(
     Args:
         function: called with the operation's positional arguments, as arrays of ``arrays``, and with the keyword
             options of the example at hand. Or the text "module:name", which is imported.
-        operation: the name of a public operation, such as "attention".
+        operation: the name of a public operation, such as "attention", or a palette's "assign", "update" or "fit".
         arrays: "numpy", "torch", "cupy" or "jax".
         device: torch's name of a device, or None.
         dtypes: names of dtypes to judge; those claimed if None.
@@ -130,7 +130,7 @@ def check(
     Raises:
         ValueError: an argument is none of those accepted.
     """
-    known = [name for names in FAMILIES.values() for name in names]
+    known = [*(name for names in FAMILIES.values() for name in names), *PALETTE]
     _one_of("operation", operation, known)
     if isinstance(budget, str):
         _one_of("budget", budget, list(BUDGETS))
@@ -150,7 +150,7 @@ def check(
     report = Report(operation, name, arrays, seed, not_judged=claims.unclaimed(operation))
     if not gradients:
         subject.differentiated = False
-    if not subject.gradients and claims.gradients:
+    if not subject.gradients and claims.gradients and operation not in PALETTE:
         report.not_judged.append(
             "gradients" if not gradients else f"gradients: {arrays} has no autograd and no vjp= was given"
         )
@@ -196,8 +196,9 @@ def _law(subject, law, report, seconds):
     """Judge one law for so many seconds, or until it does not hold; the failure, or None."""
     from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 
-    from saccade.testing.inputs import INPUTS
+    from saccade.testing.inputs import INPUTS, PALETTE_INPUTS
 
+    inputs_of = {**INPUTS, **PALETTE_INPUTS}[subject.operation]
     start = time.perf_counter()
     found, counts = [], [0, 0, 0]
     report.counts[law.name] = counts
@@ -223,7 +224,7 @@ def _law(subject, law, report, seconds):
             suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
         )  # fmt: skip
         run = seed(hash_of(report.seed, law.name, block))(
-            examples(given(INPUTS[subject.operation](subject.claims), st.integers(0, 2**32 - 1))(one))
+            examples(given(inputs_of(subject.claims), st.integers(0, 2**32 - 1))(one))
         )
         block += 1
         try:

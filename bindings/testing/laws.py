@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from saccade.reference import palette
 from saccade.testing import gate, poison
-from saccade.testing.subject import LOSSES, Misconduct, expected_outputs
+from saccade.testing.subject import LOSSES, PALETTE, Misconduct, expected_outputs
 
 BATCHED = ("attention", "qkv_attention", "patch_embed", "conv2d", "average_pool")
 ROWWISE = ("layer_norm", "rms_norm", "gelu", "l2_normalize", "linear", "mlp", "embedding")
@@ -43,8 +44,10 @@ class Law:
     holds: Any
 
 
-def standard_of(subject, arguments, options, rng, gradients=True):
+def standard_of(subject, arguments, options, rng, gradients=True) -> tuple[Any, Any]:
     """(what the call is held to, cotangents or None)."""
+    if subject.operation in PALETTE:
+        return gate.Exact(subject.operation, arguments, options), None
     true_options = subject.claims.truth(subject.operation, arguments, options)
     outputs = expected_outputs(subject.operation, arguments, true_options)
     cotangents = gate.draw_cotangents(outputs, int(rng.integers(2**32))) if gradients and subject.gradients else None
@@ -233,6 +236,27 @@ def _goes_by_rows(operation, i):
     )
 
 
+def cost_never_rises(subject, arguments, options, rng):
+    """Colours are no farther from their centres after a step than before it."""
+    colors, *rest = arguments
+    outputs, _ = run(subject, arguments, options)
+    if subject.operation == "assign":
+        (centers,), counts = rest, np.ones(len(colors), np.int64)
+        before = palette.inertia(colors, counts, rng.integers(0, len(centers), len(colors)), centers)
+        after = palette.inertia(colors, counts, outputs[0], centers)
+    elif subject.operation == "update":
+        counts, assignment, centers = rest
+        before = palette.inertia(colors, counts, assignment, centers)
+        after = palette.inertia(colors, counts, assignment, outputs[0])
+    else:
+        counts, centers = rest
+        before = palette.inertia(colors, counts, palette.assign(colors, centers), centers)
+        after = palette.inertia(colors, counts, outputs[1], outputs[0])
+    if after > before + 0.75 / palette.GRID**2:  # a mean rounded to the grid costs up to half a unit a channel
+        raise Violation(f"The mean squared distance rose from {before:.6g} to {after:.6g}.")
+    return []
+
+
 def same_again(subject, arguments, options, rng):
     """The second and the tenth call, after others, and one from another thread give what the first gave."""
     standard, cotangents = standard_of(subject, arguments, options, rng)
@@ -302,6 +326,7 @@ LAWS = (
     Law("swapped sides", "The loss is symmetric.", ("clip_loss", "siglip_loss"), swapped_sides),
     Law("gradient sums", "A softmax's gradients add up to 0.", ("softmax_cross_entropy",), gradient_sums),
     Law("repeated rows", "Like rows give like results.", (*LOSSES, "attention"), repeated_rows),
+    Law("cost never rises", "A step of k-means never makes the palette worse.", PALETTE, cost_never_rises),
     Law("same again", "A call has no memory and no luck.", None, same_again),
     Law("fresh results", "Results belong to the caller.", None, fresh_results),
     Law("fully written", "Every number of a result is computed.", None, fully_written),

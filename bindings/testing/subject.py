@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from saccade import ops, reference
+from saccade.reference import palette
 from saccade.testing.claims import Claims
 from saccade.testing.explain import described
 from saccade.testing.frameworks import Framework
 from saccade.testing.gate import GRADIENTS
 
 LOSSES = ("softmax_cross_entropy", "sigmoid_cross_entropy", "linear_cross_entropy", "clip_loss", "siglip_loss")
-ATTENTION = ("attention", "varlen_attention", "qkv_attention")
+PALETTE = ("assign", "update", "fit")
 
 
 class Misconduct(Exception):
@@ -29,7 +30,8 @@ class TimeLimit(Exception):
 
 def names_of(operation):
     """The names of an operation's positional arguments."""
-    parameters = inspect.signature(getattr(ops, operation)).parameters.values()
+    home = palette if operation in PALETTE else ops
+    parameters = inspect.signature(getattr(home, operation)).parameters.values()
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
@@ -43,7 +45,7 @@ def differentiable(operation, arguments, options):
 def expected_outputs(operation, arguments, options):
     """Arrays of the shapes and dtypes that the outputs must have: those of the definition, as a tuple."""
     with np.errstate(all="ignore"):
-        out = getattr(reference, operation)(*arguments, **options)
+        out = getattr(palette if operation in PALETTE else reference, operation)(*arguments, **options)
     return tuple(np.asarray(x) for x in (out if isinstance(out, tuple) else (out,)))
 
 
@@ -104,7 +106,7 @@ class Subject:
     @property
     def gradients(self):
         """Whether gradients are judged."""
-        wanted = self.differentiated and self.claims.gradients
+        wanted = self.differentiated and self.claims.gradients and self.operation not in PALETTE
         return wanted and (self.vjp is not None or self.framework.name in ("torch", "jax"))
 
     def keep(self, arguments, options):

@@ -39,6 +39,7 @@ def update(colors, counts, assignment, centers):
 
 def fit(colors, counts, centers, *, iterations=100):
     """Lloyd's algorithm from ``centers``; the centres and the assignment to them."""
+    centers = np.array(centers, np.int32)
     for _ in range(iterations):
         moved = update(colors, counts, assign(colors, centers), centers)
         if np.array_equal(moved, centers):
