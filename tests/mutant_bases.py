@@ -273,7 +273,8 @@ def softmax_cross_entropy(logits, labels, *, ignore_index=-100, label_smoothing=
         targets = (np.where(kept, labels, 0)[:, None] == np.arange(k)).astype(x.dtype)
     targets = targets * x.dtype.type(1 - label_smoothing) + x.dtype.type(label_smoothing / k)
     logs = log_softmax(x)
-    per_row, count = np.where(kept, -(targets * logs).sum(1), 0), x.dtype.type(kept.sum())
+    counted = np.where(targets == 0, 0, logs)  # classes that cannot be count 0
+    per_row, count = np.where(kept, -(targets * counted).sum(1), 0), x.dtype.type(kept.sum())
     if cotangents is None:
         return {"none": per_row, "sum": per_row.sum(), "mean": per_row.sum() / count}[reduction]
     share = np.where(kept, cotangents[0] / (count if reduction == "mean" else 1), 0)[:, None]
@@ -346,7 +347,7 @@ def torch_layer_norm(x, scale, bias=None, *, eps=1e-5, residual=None):
 
 
 def torch_embedding(tokens, weight):
-    return weight[tokens]
+    return weight[tokens.reshape(-1)].reshape(*tokens.shape, -1)
 
 
 def torch_clip_loss(image_embeddings, text_embeddings, logit_scale):

@@ -31,6 +31,20 @@ print(saccade.clip_loss(q[0, 0], q[0, 0], 1.0, backend="reference").round(4))
     assert run(program).splitlines() == [str([[[[1.0] * 4] * 2]]), "0.6931"]
 
 
+def test_the_gate_runs_where_nothing_but_numpy_is_installed():
+    program = f"""
+import sys
+for name in {(*FRAMEWORKS, "hypothesis", "rich", "typer")}:
+    sys.modules[name] = None
+import numpy as np
+from saccade import reference
+from saccade.testing import Claims, gate
+x = np.ones((2, 3), np.float32)
+print(gate.verdict(gate.judge("gelu", reference.gelu(x), None, (x,))))
+"""
+    assert run(program) == "PASS"
+
+
 def test_no_folder_of_ours_is_importable_by_its_own_name():
     program = "import sys, saccade.ops, saccade.numpy; print({'reference', 'kernels', 'bindings'} & set(sys.modules))"
     assert run(program) == "set()"

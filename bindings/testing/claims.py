@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields, replace
 import ml_dtypes
 import numpy as np
 
+from saccade.testing.layouts import LAYOUTS
+
 DTYPES = tuple(map(np.dtype, (np.float32, np.float64, ml_dtypes.bfloat16, np.float16)))
-LAYOUTS = ("dense", "reversed axes", "every other", "sliced", "misaligned", "broadcast", "read-only")
 
 OPTIONS = {
     "attention": ("mask", "bias", "causal", "key_lengths", "scale", "return_lse"),

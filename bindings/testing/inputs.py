@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from saccade.reference.palette import GRID, unique_colors
 from saccade.testing.claims import Claims
 from saccade.testing.strategies import (
+    REGIMES,
     arrays,
     broadcastable,
     embeddings,
@@ -28,7 +29,7 @@ from saccade.testing.strategies import (
 
 EVERYTHING = Claims()
 WIDTHS = (1, 2, 7, 16, 33, 48, 64, 97, 130)
-NORMS = ("normal", "large", "near ties", "one hot", "tiny")
+NORMS = ("normal", "large", "near ties", "one hot", "tiny", "zero rows")
 SCORES = ("normal", "large", "near ties", "constant", "tiny", "denormal", "cancelling", "one hot", "huge", "far below")
 
 
@@ -46,6 +47,8 @@ def _named(name):
 def attention_inputs(draw, claims=EVERYTHING, most=40):
     """For ``attention``."""
     dtype, b, h = draw(_dtype(claims)), draw(st.integers(int(not claims.zero_sized), 3)), draw(st.integers(1, 3))
+    if draw(st.integers(0, 5)) == 5:  # few heads, so that sequences may be longer than usual blocks
+        b, h, most = 1, 1, 4 * most
     least = int(not (claims.zero_sized and claims.empty_rows))
     t, s = draw(lengths(most, int(not claims.zero_sized))), draw(lengths(most, least))
     d = draw(head_dims() if claims.head_dims is None else st.sampled_from(claims.head_dims))
@@ -59,6 +62,9 @@ def attention_inputs(draw, claims=EVERYTHING, most=40):
         fewest = 0 if claims.empty_rows else min(s, max(1, s - t + 1) if options.get("causal") else 1)
         drawn = draw(st.lists(st.integers(fewest, s), min_size=b, max_size=b))
         options["key_lengths"] = np.array(drawn, np.int64)
+        if draw(st.booleans()):  # what is not read may be anything
+            unread = np.arange(s) >= options["key_lengths"][:, None, None]
+            key, value = (np.where(unread[..., None], x.dtype.type(np.nan), x) for x in (key, value))
     if claims.takes("attention", "mask") and draw(st.booleans()):
         shape = draw(broadcastable((b, h, t, s)))
         if len(shape) >= 2:
@@ -112,23 +118,27 @@ def qkv_attention_inputs(draw, claims=EVERYTHING, most=40):
     if "key_lengths" in options:
         fewest = min(n, int(not claims.empty_rows))
         options["key_lengths"] = np.array(draw(st.lists(st.integers(fewest, n), min_size=b, max_size=b)), np.int64)
-    return (draw(arrays((b, n, 3, h, d), dtype, claims.layouts)),), options
+    return (draw(arrays((b, n, 3, h, d), dtype, claims.layouts, REGIMES)),), options
 
 
 @st.composite
 def varlen_attention_inputs(draw, claims=EVERYTHING, most=33):
     """For ``varlen_attention``."""
     each = draw(st.lists(lengths(most, int(not claims.zero_sized)), min_size=1, max_size=4))
-    n, h, d = sum(each), draw(st.integers(1, 3)), draw(st.sampled_from(claims.head_dims or (1, 8, 40, 64)))
+    h, d = draw(st.integers(1, 3)), draw(st.sampled_from(claims.head_dims or (1, 8, 40, 64)))
+    if draw(st.integers(0, 5)) == 5:
+        each, h = [*each, draw(lengths(4 * most, 1))], 1
+    n = sum(each)
     dtype = draw(_dtype(claims))
-    three = tuple(draw(arrays((n, h, d), dtype, claims.layouts)) for _ in range(3))
+    e = draw(st.sampled_from([d, d, 1, 5, 16])) if claims.value_dims else d
+    three = *draw(_scored((n, h, d), (n, h, d), dtype, claims.layouts)), draw(arrays((n, h, e), dtype, claims.layouts))
     options = draw(_attention_options("varlen_attention", claims, n, n))
     return three, {"cumulative_lengths": np.concatenate([[0], np.cumsum(each)]).astype(np.int64), **options}
 
 
 @st.composite
 def _rows(draw, dtype, width, claims):
-    leading = draw(st.sampled_from([(3,), (2, 5), (65,), (1, 1, 2), (130,)] + [(0,)] * claims.zero_sized))
+    leading = draw(st.sampled_from([(3,), (2, 5), (65,), (1, 1, 2), (130,), ()] + [(0,)] * claims.zero_sized))
     return draw(arrays((*leading, width), dtype, claims.layouts, NORMS))
 
 
@@ -168,7 +178,12 @@ def gelu_inputs(draw, claims=EVERYTHING):
 @st.composite
 def l2_normalize_inputs(draw, claims=EVERYTHING):
     """For ``l2_normalize``."""
-    return (draw(_rows(draw(_dtype(claims)), draw(st.sampled_from(WIDTHS)), claims)),), {}
+    options = {"eps": draw(st.sampled_from([1e-6, 0.5]))} if _or_not(draw, claims, "l2_normalize", "eps") else {}
+    return (draw(_rows(draw(_dtype(claims)), draw(st.sampled_from(WIDTHS)), claims)),), options
+
+
+def _or_not(draw, claims, operation, option):
+    return claims.takes(operation, option) and draw(st.booleans())
 
 
 @st.composite
@@ -194,6 +209,13 @@ def embedding_inputs(draw, claims=EVERYTHING):
     """For ``embedding``: tokens that repeat, are missing, or are none."""
     rows = draw(st.sampled_from([1, 2, 7, 50]))
     tokens = draw(st.lists(st.integers(0, rows - 1), min_size=int(not claims.zero_sized), max_size=40))
+    shape = draw(st.sampled_from(["vector", "matrix", "number", "again and again"]))
+    if shape == "number":
+        tokens = draw(st.integers(0, rows - 1))
+    elif shape == "matrix":
+        tokens = np.reshape(tokens[: len(tokens) // 2 * 2], (2, -1))
+    elif shape == "again and again":  # a sum of many is where 16 bits do not do
+        tokens = tokens * 40
     weight = draw(arrays((rows, draw(st.sampled_from(WIDTHS))), draw(_dtype(claims)), claims.layouts))
     return (np.array(tokens, np.int64), weight), {}
 
@@ -202,7 +224,7 @@ def embedding_inputs(draw, claims=EVERYTHING):
 def patch_embed_inputs(draw, claims=EVERYTHING):
     """For ``patch_embed``."""
     dtype, p = draw(_dtype(claims)), draw(st.sampled_from([1, 2, 3, 4]))
-    pictures: Any = draw(images(dtype, p))
+    pictures: Any = draw(images(dtype, p, most=6 if p < 3 else 3))
     if not claims.zero_sized and not len(pictures):
         pictures = np.zeros((1, *pictures.shape[1:]), pictures.dtype)
     c = pictures.shape[3]
@@ -235,7 +257,8 @@ def batch_norm_inputs(draw, claims=EVERYTHING):
     x = draw(_rows(dtype, c, claims))
     mean, scale, bias = (draw(arrays((c,), dtype, claims.layouts)) for _ in range(3))
     variance = (np.random.default_rng(draw(seeds())).random(c) + 0.1).astype(dtype)
-    return (x, mean, variance, scale, bias), {}
+    options = {"eps": draw(st.sampled_from([1e-3, 0.5]))} if _or_not(draw, claims, "batch_norm", "eps") else {}
+    return (x, mean, variance, scale, bias), options
 
 
 @st.composite
@@ -267,17 +290,24 @@ def softmax_cross_entropy_inputs(draw, claims=EVERYTHING):
     options = draw(_classification("softmax_cross_entropy", claims))
     x = draw(logits(n, k, dtype, claims.layouts))
     if claims.soft_labels and draw(st.booleans()):
-        return (x, np.random.default_rng(draw(seeds())).dirichlet(np.ones(k), n).astype(dtype)), options
-    return (x, draw(labels(n, k, options.get("ignore_index", -100), claims.ignored))), options
+        shares = np.random.default_rng(draw(seeds())).dirichlet(np.ones(k), n)
+        whole = draw(st.sampled_from([1.0, 1.0, 0.75]))  # nothing says that targets add up to 1
+        return (x, (whole * shares).astype(dtype)), options
+    classes = draw(labels(n, k, options.get("ignore_index", -100), claims.ignored))
+    if not options.get("label_smoothing") and draw(st.booleans()):  # classes that cannot be
+        barred = (np.random.default_rng(n).random((n, k)) < 0.3) & (np.arange(k) != classes[:, None])
+        x = np.where(barred, x.dtype.type(-np.inf), x)
+    return (x, classes), options
 
 
 @st.composite
 def linear_cross_entropy_inputs(draw, claims=EVERYTHING):
     """For ``linear_cross_entropy``."""
-    n, k = draw(lengths(65, int(not claims.zero_sized))), draw(st.sampled_from([10, 2, 97, 200, 33, 1]))
+    n, k = draw(lengths(65, int(not claims.zero_sized))), draw(st.sampled_from([10, 2, 97, 300, 33, 1]))
     dtype, e = draw(_dtype(claims)), draw(st.sampled_from([8, 1, 40]))
+    regime = (draw(st.sampled_from(["normal", "normal", "large"])),)
     options = draw(_classification("linear_cross_entropy", claims))
-    hidden, weight = draw(arrays((n, e), dtype, claims.layouts)), draw(arrays((k, e), dtype, claims.layouts))
+    hidden, weight = (draw(arrays(shape, dtype, claims.layouts, regime)) for shape in ((n, e), (k, e)))
     return (hidden, weight, draw(labels(n, k, options.get("ignore_index", -100), claims.ignored))), options
 
 
@@ -292,7 +322,7 @@ def sigmoid_cross_entropy_inputs(draw, claims=EVERYTHING):
 
 
 @st.composite
-def clip_loss_inputs(draw, claims=EVERYTHING, most=97):
+def clip_loss_inputs(draw, claims=EVERYTHING, most=129):
     """For ``clip_loss``: logit scales from 1/1000 to beyond the usual limit of 100."""
     dtype, n, e = draw(_dtype(claims)), draw(lengths(most, least=1)), draw(st.sampled_from([8, 16, 40, 64, 8, 1]))
     pair = tuple(draw(embeddings(n, e, dtype, claims.layouts)) for _ in range(2))
@@ -300,7 +330,7 @@ def clip_loss_inputs(draw, claims=EVERYTHING, most=97):
 
 
 @st.composite
-def siglip_loss_inputs(draw, claims=EVERYTHING, most=97):
+def siglip_loss_inputs(draw, claims=EVERYTHING, most=129):
     """For ``siglip_loss``."""
     (images, texts, scale), _ = draw(clip_loss_inputs(claims, most))
     return (images, texts, scale, draw(_factor([-10.0, 0.0, 1.5], images.dtype, claims))), {}

@@ -190,16 +190,18 @@ def gelu(way, arguments, options, cotangents):
 
 
 def batch_norm(way, arguments, options, cotangents):
-    """Normalisation with given statistics; gradients are sums over pixels."""
+    """Normalisation with given statistics, or folded into one factor and one addend; gradients are sums over pixels."""
     x, mean, variance, scale, bias = way.raise_(*arguments)
     inverse = 1 / way.sqrt(variance + way.core.type(options.get("eps", 1e-5)))
     normal = way.rounding((x - mean) * inverse)
+    folded = x * way.rounding(scale * inverse) + way.rounding(bias - mean * (scale * inverse))
+    out = folded if way.order in ("in blocks", "online") else normal * scale + bias
     if cotangents is None:
-        return (normal * scale + bias,), ()
+        return (out,), ()
     (grad,) = way.raise_(*cotangents)
     flat = (-1, grad.shape[-1])
     grad_scale, grad_bias = (way.sum(terms.reshape(flat), 0)[0] for terms in (grad * normal, grad))
-    return (normal * scale + bias,), (way.rounding(grad * scale * inverse), grad_scale, grad_bias)
+    return (out,), (way.rounding(grad * scale * inverse), grad_scale, grad_bias)
 
 
 def average_pool(way, arguments, options, cotangents):

@@ -8,12 +8,11 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
-from saccade.testing.claims import DTYPES, LAYOUTS
-
-GUARD = 0xA5  # what fills the memory around a view
+from saccade.testing.claims import DTYPES
+from saccade.testing.layouts import LAYOUTS, laid_out
 
 # Regimes of values; "normal" first, since Hypothesis shrinks towards it.
-REGIMES = ("normal", "large", "near ties", "constant", "tiny", "denormal", "cancelling", "one hot")
+REGIMES = ("normal", "large", "near ties", "constant", "tiny", "denormal", "cancelling", "one hot", "zero rows")
 
 
 def lengths(most=40, least=0):
@@ -27,42 +26,6 @@ def lengths(most=40, least=0):
 def head_dims(most=128):
     """Head dimensions: powers of two and what vision transformers have besides (72, 80, 88, 96, 104), and odd ones."""
     return st.sampled_from([d for d in (8, 16, 64, 1, 3, 24, 32, 40, 72, 80, 88, 96, 104, 128) if d <= most])
-
-
-def laid_out(values, layout):
-    """The same values as ``values``, in memory the way ``layout`` says (a name in ``LAYOUTS``).
-
-    Views lie in memory that is otherwise filled with ``GUARD`` bytes; "broadcast" repeats the first of the leading
-    axis, with stride 0.
-    """
-    if layout == "reversed axes":
-        return np.ascontiguousarray(values.T).T
-    if layout == "every other" and values.ndim:
-        wide = _guarded((*values.shape[:-1], 2 * values.shape[-1] + 1), values.dtype)
-        wide[..., 1::2] = values
-        return wide[..., 1::2]
-    if layout == "sliced" and values.ndim:
-        wide = _guarded(tuple(n + 3 for n in values.shape), values.dtype)
-        inside = wide[tuple(slice(1, n + 1) for n in values.shape)]
-        inside[...] = values
-        return inside
-    if layout == "misaligned":
-        buffer = np.full(values.nbytes + 1, GUARD, np.uint8)
-        view = buffer[1:].view(values.dtype).reshape(values.shape)
-        view[...] = values
-        return view
-    if layout == "broadcast" and values.ndim and values.shape[0] > 1:
-        return np.broadcast_to(values[:1], values.shape)
-    if layout == "read-only":
-        values = values.copy()
-        values.flags.writeable = False
-    return values
-
-
-def _guarded(shape, dtype):
-    x = np.empty(shape, dtype)
-    x.reshape(-1).view(np.uint8)[:] = GUARD
-    return x
 
 
 def values(rng, shape, dtype, regime):
@@ -82,6 +45,8 @@ def values(rng, shape, dtype, regime):
     elif regime == "cancelling" and x.ndim:
         half = x.shape[-1] // 2
         x[..., half : 2 * half] = -x[..., :half] * (1 + 2.0**-6)
+    elif regime == "zero rows" and x.ndim:
+        x = x * (rng.random((*x.shape[:-1], 1)) < 0.5)
     elif regime == "one hot" and x.ndim and x.shape[-1]:
         x = 8.0 * (np.arange(x.shape[-1]) == rng.integers(x.shape[-1], size=(*x.shape[:-1], 1)))
     return x.astype(dtype)

@@ -64,6 +64,7 @@ class Subject:
         differentiated: whether gradients are judged where they can be had.
         journal: called with a line about each input before the function is, which may end the process.
         called: (arguments, options, cotangents or None) of the latest call.
+        raw: what the latest call returned, outputs and gradients, as arrays of the framework.
     """
 
     function: Any
@@ -75,6 +76,7 @@ class Subject:
     differentiated: bool = True
     journal: Any = None
     called: tuple = ((), {}, None)
+    raw: tuple = ()
 
     def run(self, arguments, options, cotangents=None):
         """(outputs, gradients or None) as NumPy arrays, after a call that was watched.
@@ -85,7 +87,8 @@ class Subject:
         self.called = arguments, options, cotangents
         if self.journal is not None:
             self.journal(described(arguments, options))
-        before = [_memory(x) for x in (*arguments, *options.values())]
+        watched = (*arguments, *options.values(), *(cotangents or ()))
+        before = [_memory(x) for x in watched]
         given, keywords = self._given(arguments, options)
         with self._watched():
             if cotangents is None:
@@ -96,8 +99,9 @@ class Subject:
             else:
                 outputs, gradients = self._differentiated(given, keywords, arguments, options, cotangents)
             self.framework.wait()
-        if before != [_memory(x) for x in (*arguments, *options.values())]:
+        if before != [_memory(x) for x in watched]:
             raise Misconduct("it changed an input, or memory beside a view that it was given")
+        self.raw = tuple(x for x in (*outputs, *(gradients or ())) if x is not None)
         taken = tuple(self._take(x) for x in outputs)
         self._judge_kind(taken, arguments, options)
         self._judge_aliases(arguments, options, outputs)
@@ -108,14 +112,6 @@ class Subject:
         """Whether gradients are judged."""
         wanted = self.differentiated and self.claims.gradients and self.operation not in PALETTE
         return wanted and (self.vjp is not None or self.framework.name in ("torch", "jax"))
-
-    def keep(self, arguments, options):
-        """Call once more; the function that comes back tells whether what was returned is still what it was."""
-        given, keywords = self._given(arguments, options)
-        with self._watched():
-            outputs = self._outputs(self.function(*given, **keywords))
-        before = [np.array(self.framework.take(y)).tobytes() for y in outputs]
-        return lambda: before == [np.array(self.framework.take(y)).tobytes() for y in outputs]
 
     def _given(self, arguments, options):
         given = arguments if self.claims.biases else tuple(x for x in arguments if x is not None)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saccade.torch.arrays import call, dense
+from saccade.torch.arrays import call, compute_dtype, dense
 from saccade.torch.registration import absent, first_derivative, operator, own, present
 
 
@@ -73,7 +73,11 @@ def batch_norm(x, mean, variance, scale, bias, *, eps=1e-5, backend=None):
     """See ``saccade.batch_norm``; torch's own, with given statistics."""
     own("batch_norm", backend)
     rows = x.reshape(-1, x.shape[-1])
-    return F.batch_norm(rows, mean.detach(), variance.detach(), scale, bias, eps=eps).reshape(x.shape)
+    # Of torch 2.13 on CPUs: its gradients are wrong where a vector has gaps, which they read as if it had none; and
+    # 16-bit vectors are folded into 16-bit factors.
+    wide = compute_dtype(x.dtype)
+    vectors = (vector.to(wide).contiguous() for vector in (mean.detach(), variance.detach(), scale, bias))
+    return F.batch_norm(rows, *vectors, eps=eps).reshape(x.shape)
 
 
 def average_pool(x, *, size, backend=None):
