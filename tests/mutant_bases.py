@@ -347,7 +347,7 @@ def torch_layer_norm(x, scale, bias=None, *, eps=1e-5, residual=None):
 
 
 def torch_embedding(tokens, weight):
-    return weight[tokens.reshape(-1)].reshape(*tokens.shape, -1)
+    return weight[tokens].clone()  # one token alone would be a view
 
 
 def torch_clip_loss(image_embeddings, text_embeddings, logit_scale):
