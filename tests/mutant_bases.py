@@ -347,7 +347,8 @@ def torch_layer_norm(x, scale, bias=None, *, eps=1e-5, residual=None):
 
 
 def torch_embedding(tokens, weight):
-    return weight[tokens].clone()  # one token alone would be a view
+    weight, dtype = raised(weight), weight.dtype  # its gradient is added up in the dtype
+    return weight[tokens].clone().to(dtype)  # one token alone would be a view
 
 
 def torch_clip_loss(image_embeddings, text_embeddings, logit_scale):

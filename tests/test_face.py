@@ -10,6 +10,7 @@ import torch
 
 import saccade
 from saccade.families import FAMILIES
+from saccade.testing import Claims, check
 from saccade.testing.gate import GRADIENTS
 
 RNG = np.random.default_rng(0)
@@ -103,6 +104,16 @@ def test_every_operation_has_its_three_functions_and_gradients_named():
     for name in operations:
         for function in (name, f"{name}_forward", f"{name}_backward"):
             assert callable(getattr(saccade, function)) and getattr(saccade, function).__doc__
+
+
+@pytest.mark.parametrize("arrays", ["numpy", "torch"])
+@pytest.mark.parametrize("operation", GRADIENTS)
+def test_every_operation_passes_the_oracle(operation, arrays):
+    function = getattr(saccade, operation) if arrays == "torch" else f"saccade:{operation}"
+    claims = Claims(batch_invariant=arrays == "numpy" and operation == "attention")
+    report = check(function, operation, arrays=arrays, claims=claims, budget=1.5)
+    assert not report.failures, report
+    assert report.counts["gradients"][0] > 0
 
 
 def test_gradients_through_the_face():

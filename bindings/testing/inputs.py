@@ -295,7 +295,7 @@ def softmax_cross_entropy_inputs(draw, claims=EVERYTHING):
         return (x, (whole * shares).astype(dtype)), options
     classes = draw(labels(n, k, options.get("ignore_index", -100), claims.ignored))
     if not options.get("label_smoothing") and draw(st.booleans()):  # classes that cannot be
-        barred = (np.random.default_rng(n).random((n, k)) < 0.3) & (np.arange(k) != classes[:, None])
+        barred = (np.random.default_rng(n).random((n, k)) < 0.3) & (np.arange(k) != np.maximum(classes, 0)[:, None])
         x = np.where(barred, x.dtype.type(-np.inf), x)
     return (x, classes), options
 

@@ -324,7 +324,8 @@ def _cross_entropy(way, logits, labels, options, cotangents):
     if way.order == "online":  # as where logits are not stored: weights from the log-sum-exp
         top = logits.max(-1, keepdims=True)
         log_weights = logits - (top + way.log(way.sum(way.exp(logits - top), -1)))
-    per_row = np.where(kept, -way.sum(targets * log_weights, -1)[:, 0], 0)
+    counted = np.where(targets == 0, 0, log_weights)  # a target of 0 counts 0 even against −inf
+    per_row = np.where(kept, -way.sum(targets * counted, -1)[:, 0], 0)
     reduction = options.get("reduction", "mean")
     count = way.core.type(kept.sum())
     loss = {"none": lambda: per_row, "sum": lambda: way.sum_all(per_row), "mean": lambda: way.sum_all(per_row) / count}

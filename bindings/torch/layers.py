@@ -14,10 +14,30 @@ def linear(x, weight, bias=None, *, backend=None):
     return F.linear(x, weight, bias)
 
 
+class _Embedding(torch.autograd.Function):
+    """torch's own, but for its gradient, which it adds up in 16 bits where the weight has 16 bits."""
+
+    @staticmethod
+    def forward(tokens, weight):
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.rows = inputs[1].shape[0]
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        (tokens,) = ctx.saved_tensors
+        wide = grad_out.reshape(-1, grad_out.shape[-1]).to(compute_dtype(grad_out.dtype))
+        grad = torch.ops.aten.embedding_dense_backward(wide, tokens.reshape(-1), ctx.rows, -1, False)
+        return None, grad.to(grad_out.dtype)
+
+
 def embedding(tokens, weight, *, backend=None):
-    """See ``saccade.embedding``; torch's own."""
+    """See ``saccade.embedding``; torch's own, with a gradient that is added up in float32 at least."""
     own("embedding", backend)
-    return F.embedding(tokens, weight)
+    return _Embedding.apply(tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long(), weight)
 
 
 def mlp(x, weight_in, bias_in, weight_out, bias_out, *, kind="erf", backend=None):
