@@ -329,6 +329,17 @@ def test_layouts_hold_the_same_values_and_reach_torch_as_they_are(layout):
         assert np.array_equal(Framework("torch").take(tensor), view)
 
 
+def test_jax_arrays_go_there_and_back():
+    import ml_dtypes
+
+    jax = Framework("jax")
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16, bool, np.uint8, np.int32):
+        x = (10 * np.random.default_rng(0).random((2, 3))).astype(dtype)
+        y = jax.put(x)
+        assert jax.owns(y) and not jax.owns(x)
+        assert jax.take(y).dtype == x.dtype and np.array_equal(jax.take(y), x)
+
+
 def test_flat_memory_of_a_view_lays_it_out_again():
     from saccade.testing.frameworks import _flat, _strides
 

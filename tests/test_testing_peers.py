@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.special
-import torch
 from support import without_torchvision_operators
 
 from saccade.testing import Claims, check
@@ -20,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Flash attention kernel not used:UserWarning"),
 ]
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-SEEDS, SECONDS = (range(30), 10.0) if NIGHTLY else (range(3), 1.5)
+SEEDS, SECONDS = (range(30), 3.0) if NIGHTLY else (range(3), 1.5)
 WIDE, NARROW = ("float32", "float64"), ("float32",)
 # In 16 bits these store logits, scores or gradients in the inputs' dtype, which the oracle does not let pass.
 DTYPES = {
@@ -28,15 +27,22 @@ DTYPES = {
     "torch-sdpa-flash": NARROW,
     "torch-flex-attention": WIDE,
     "transformers-eager-attention": NARROW,
+    "jax-dot-product-attention": NARROW,
     "torch-cross-entropy": WIDE,
     "torch-layer-norm": WIDE,
     "torch-rms-norm": WIDE,
     "torch-gelu": WIDE,
+    "torch-linear": WIDE,
+    "torch-embedding": WIDE,
     "torch-normalize": WIDE,
     "torch-conv2d-patches": WIDE,
     "open-clip-loss": WIDE,
     "open-clip-siglip-loss": WIDE,
 }
+
+
+# What the oracle found in the pinned version: the gradients of torch's batch norm on CPUs misread strided vectors.
+FOUND = {"torch-batch-norm": "gradients"}
 
 
 def einsum_attention(query, key, value, *, scale=None, bias=None):
@@ -58,10 +64,6 @@ def scipy_cross_entropy(logits, labels, *, reduction="mean"):
     return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
 
 
-def torch_embedding(tokens, weight):
-    return torch.nn.functional.embedding(tokens, weight)
-
-
 NUMPY = Claims(dtypes=WIDE, options=("scale", "bias"), zero_sized=False, empty_rows=False)
 OWN = {
     "einsum in NumPy": (einsum_attention, "attention", "numpy", NUMPY),
@@ -70,24 +72,35 @@ OWN = {
         scipy_cross_entropy, "softmax_cross_entropy", "numpy",
         Claims(dtypes=WIDE, options=("reduction",), zero_sized=False, soft_labels=False, ignored=False),
     ),
-    "torch's linear": (torch.nn.functional.linear, "linear", "torch", Claims(dtypes=WIDE)),
-    "torch's embedding": (torch_embedding, "embedding", "torch", Claims()),
 }  # fmt: skip
 
 
 def test_there_are_enough():
     assert len(DTYPES) + len(OWN) >= 12
-    assert set(DTYPES) == {name for name, one in PEERS.items() if one.installed}
+    assert set(DTYPES) | set(FOUND) == set(PEERS) and all(one.installed for one in PEERS.values())
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", DTYPES)
+# JAX compiles for every shape, which takes half a minute a seed.
+RUNS = [(name, seed) for name in DTYPES for seed in SEEDS if NIGHTLY or seed == 0 or not name.startswith("jax")]
+
+
+@pytest.mark.parametrize(("name", "seed"), RUNS)
 def test_peers_pass_within_their_claims(name, seed):
     without_torchvision_operators()
     function, operation, arrays, claims = peer(name)
     claims = replace(claims, dtypes=DTYPES[name])
     report = check(function, operation, arrays=arrays, claims=claims, budget=SECONDS, seed=seed)
     assert not report.failures, report
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_found_again(name):
+    function, operation, arrays, claims = peer(name)
+    claims = replace(claims, dtypes=("float32",))
+    report = check(function, operation, arrays=arrays, claims=claims, budget=20.0, only=FOUND[name])
+    assert report.verdict == "FAIL"
+    contiguous = replace(claims, layouts=("dense",))
+    assert not check(function, operation, arrays=arrays, claims=contiguous, budget=2.0).failures
 
 
 @pytest.mark.parametrize("seed", SEEDS)

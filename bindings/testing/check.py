@@ -3,7 +3,8 @@
 import functools
 import importlib
 import time
-from dataclasses import dataclass, field
+import zlib
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from saccade.families import FAMILIES
 from saccade.testing import explain
 from saccade.testing.claims import Claims
 from saccade.testing.frameworks import Framework
-from saccade.testing.laws import LAWS, Violation, laws_for
+from saccade.testing.laws import Violation, laws_for
 from saccade.testing.subject import PALETTE, Subject
 
 BUDGETS = {"quick": 20.0, "normal": 120.0, "thorough": 1200.0}  # seconds for a fast function
@@ -134,22 +135,20 @@ def check(
     _one_of("operation", operation, known)
     if isinstance(budget, str):
         _one_of("budget", budget, list(BUDGETS))
-    if only is not None:
-        _one_of("only", only, [law.name for law in LAWS])
     claims = claims or Claims()
     if dtypes is not None:
         for name in dtypes:
             _one_of("dtypes", name, list(claims.dtypes))
-        claims = _replaced(claims, dtypes=tuple(dtypes))
+        claims = replace(claims, dtypes=tuple(dtypes))
     framework = Framework(arrays, device)
     claims = _within(claims, framework)
     name = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
     function, sibling = _resolved(function)
     vjp = vjp or (sibling if arrays in ("numpy", "cupy") else None)
     subject = Subject(function, operation, framework, claims, vjp, call_seconds, gradients, journal)
+    if only is not None:
+        _one_of("only", only, [law.name for law in laws_for(subject)])
     report = Report(operation, name, arrays, seed, not_judged=claims.unclaimed(operation))
-    if not gradients:
-        subject.differentiated = False
     if not subject.gradients and claims.gradients and operation not in PALETTE:
         report.not_judged.append(
             "gradients" if not gradients else f"gradients: {arrays} has no autograd and no vjp= was given"
@@ -215,7 +214,9 @@ def _law(subject, law, report, seconds):
             found[:] = [found[0] if found else spent, violation, arguments, options, number]
             raise
         if not found:
-            counts[:] = counts[0] + 1, counts[1] + len(judged), counts[2] + _inconclusive(judged)
+            counts[0] += 1
+            counts[1] += len(judged)
+            counts[2] += sum(one.verdict == "INCONCLUSIVE" for one in judged)
 
     block = 0
     while not found and (time.perf_counter() - start < seconds or not counts[0]):
@@ -241,24 +242,12 @@ def _law(subject, law, report, seconds):
 
 def hash_of(*parts):
     """A seed that depends on all parts, the same in every process."""
-    import zlib
-
     return zlib.crc32(repr(parts).encode())
-
-
-def _inconclusive(judged):
-    return sum(one.verdict == "INCONCLUSIVE" for one in judged)
 
 
 def _one_of(name, value, accepted):
     if value not in accepted:
         raise ValueError(f"check: {name}={value!r}, expected one of {', '.join(accepted)}")
-
-
-def _replaced(claims, **changes):
-    from dataclasses import replace
-
-    return replace(claims, **changes)
 
 
 def _within(claims, framework):
@@ -268,7 +257,7 @@ def _within(claims, framework):
         layouts = tuple(x for x in layouts if x != "misaligned")
     if framework.name == "jax":
         layouts = tuple(x for x in layouts if x in ("dense", "read-only"))
-    return _replaced(claims, layouts=layouts or ("dense",))
+    return replace(claims, layouts=layouts or ("dense",))
 
 
 def _resolved(function):

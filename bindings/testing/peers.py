@@ -174,6 +174,34 @@ def normalize_of_peer():
     return l2_normalize
 
 
+def batch_norm_of_peer():
+    import torch
+
+    def batch_norm(x, mean, variance, scale, bias, *, eps=1e-5):
+        rows = x.reshape(-1, x.shape[-1])
+        return torch.nn.functional.batch_norm(rows, mean, variance, scale, bias, eps=eps).reshape(x.shape)
+
+    return batch_norm
+
+
+def embedding_of_peer():
+    import torch
+
+    def embedding(tokens, weight):
+        return torch.nn.functional.embedding(tokens, weight)
+
+    return embedding
+
+
+def linear_of_peer():
+    import torch
+
+    def linear(x, weight, bias):
+        return torch.nn.functional.linear(x, weight, bias)
+
+    return linear
+
+
 PEERS = {
     "torch-sdpa-math": Peer("attention", "torch", "torch", SDPA, partial(sdpa, "MATH")),
     "torch-sdpa-flash": Peer(
@@ -208,6 +236,9 @@ PEERS = {
     "torch-layer-norm": Peer("layer_norm", "torch", "torch", Claims(options=("eps",)), layer_norm_of_peer),
     "torch-rms-norm": Peer("rms_norm", "torch", "torch", Claims(options=("eps",)), rms_norm_of_peer),
     "torch-gelu": Peer("gelu", "torch", "torch", Claims(), gelu_of_peer),
+    "torch-linear": Peer("linear", "torch", "torch", Claims(), linear_of_peer),
+    "torch-embedding": Peer("embedding", "torch", "torch", Claims(), embedding_of_peer),
+    "torch-batch-norm": Peer("batch_norm", "torch", "torch", Claims(), batch_norm_of_peer),
     "torch-normalize": Peer("l2_normalize", "torch", "torch", Claims(), normalize_of_peer),
     "torch-conv2d-patches": Peer(
         "patch_embed", "torch", "torch", Claims(options=(), zero_sized=False), conv2d_patches_of_peer

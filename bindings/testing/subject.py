@@ -122,9 +122,9 @@ class Subject:
             x = np.swapaxes(x, 1, 2)
         return self.framework.put(x)
 
-    def _take(self, y):
+    def _take(self, y, name=None):
         y = np.asarray(self.framework.take(y))
-        return np.swapaxes(y, 1, 2) if self.claims.axes == "bthd" and y.ndim == 4 else y
+        return np.swapaxes(y, 1, 2) if self.claims.axes == "bthd" and y.ndim == 4 and name != "bias" else y
 
     @contextlib.contextmanager
     def _watched(self):
@@ -218,7 +218,7 @@ class Subject:
             raise Misconduct(f"{len(gradients)} gradients came back, expected {len(likes)}")
         taken = []
         for name, gradient, like in zip(GRADIENTS[self.operation], gradients, likes, strict=True):
-            y = None if gradient is None else self._take(gradient)
+            y = None if gradient is None else self._take(gradient, name)
             if y is not None and like is not None and (y.shape, y.dtype) != (like.shape, like.dtype):
                 raise Misconduct(
                     f"the gradient of {name} is {y.dtype} of shape {y.shape}, expected {like.dtype} {like.shape}"
