@@ -261,6 +261,39 @@ def test_values_equal_torch(case):
     assert_close64(out, by_torch(case))
 
 
+def test_layers_equal_torch():
+    x, residual, scale, bias = normal(3, 5), normal(3, 5), normal(5), normal(5)
+    total = torch.tensor(x + residual)
+    vectors = torch.tensor(scale), torch.tensor(bias)
+    assert_close64(
+        reference.layer_norm(x, scale, bias, eps=0.1, residual=residual)[0], F.layer_norm(total, (5,), *vectors, 0.1)
+    )
+    assert_close64(
+        reference.rms_norm(x, scale, eps=0.1, residual=residual)[0], F.rms_norm(total, (5,), vectors[0], 0.1)
+    )
+    mean, variance = normal(5), normal(5) ** 2
+    expected = F.batch_norm(torch.tensor(x), torch.tensor(mean), torch.tensor(variance), *vectors, eps=0.1)
+    assert_close64(reference.batch_norm(x, mean, variance, scale, bias, eps=0.1), expected)
+    weights = normal(7, 5), normal(7), normal(4, 7), normal(4)
+    a, b, c, d = map(torch.tensor, weights)
+    for kind, approximate in (("erf", "none"), ("tanh", "tanh")):
+        hidden = F.gelu(F.linear(torch.tensor(x), a, b), approximate=approximate)
+        assert_close64(reference.mlp(x, *weights, kind=kind), F.linear(hidden, c, d))
+    tokens = np.array([[2, 0], [1, 2]])
+    assert_close64(reference.embedding(tokens, x), F.embedding(torch.tensor(tokens), torch.tensor(x)))
+
+
+def test_patch_embedding_equals_a_convolution():
+    images, weight, bias = RNG.integers(0, 256, (2, 6, 4, 3)).astype(np.uint8), normal(5, 3, 2, 2), normal(5)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    pixels = (torch.tensor(images).double() / 255 - torch.tensor(mean, dtype=torch.float64)) / torch.tensor(
+        std, dtype=torch.float64
+    )
+    expected = F.conv2d(pixels.permute(0, 3, 1, 2), torch.tensor(weight), torch.tensor(bias), stride=2)
+    ours = reference.patch_embed(images, weight, bias, mean=mean, std=std)
+    assert_close64(ours, expected.flatten(2).transpose(1, 2))
+
+
 def test_packed_and_variable_length_attention_equal_the_plain_one():
     qkv = normal(2, 5, 3, 2, 4)
     query, key, value = np.moveaxis(qkv, (2, 3), (0, 2))
