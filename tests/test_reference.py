@@ -202,7 +202,9 @@ def test_results_have_the_dtype_of_the_inputs_and_losses_are_wide(operation, dty
         outputs = out if isinstance(out, tuple) else (out,)
         gradients = getattr(reference, f"{operation}_backward")(saved, *outputs)
     wide = np.float64 if dtype == np.float64 else np.float32
-    assert [x.dtype for x in outputs] == [wide if operation in LOSSES else dtype] * len(outputs)
+    first = wide if operation in LOSSES else dtype
+    second = wide if operation == "attention" else dtype  # the log-sum-exp; norms return a sum
+    assert [x.dtype for x in outputs] == [first, second][: len(outputs)]
     factors = ("logit_scale", "logit_bias")
     for name, gradient in zip(gate.GRADIENTS[operation], gradients, strict=True):
         assert gradient is None or gradient.dtype == (wide if name in factors else dtype)
@@ -210,7 +212,7 @@ def test_results_have_the_dtype_of_the_inputs_and_losses_are_wide(operation, dty
 
 def first_input(strategy):
     """The simplest input that a strategy draws."""
-    return find(strategy, lambda _: True, settings=settings(database=None))
+    return find(strategy, lambda _: True, settings=settings(database=None, derandomize=True))
 
 
 def test_embedding_gradient_adds_up_repeated_tokens():

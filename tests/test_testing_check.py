@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 import time
@@ -299,7 +300,8 @@ def test_the_command_writes_a_report_and_a_script_that_needs_no_saccade(folder):
     assert report["verdict"] == "FAIL" and report["laws"]["values"]["inputs"] >= 0
     script = (folder / "show.py").read_text()
     assert "saccade" not in script and "from users import doubles as function" in script
-    shown = subprocess.run([sys.executable, "show.py"], capture_output=True, text=True, cwd=folder)
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    shown = subprocess.run([sys.executable, "show.py"], capture_output=True, text=True, cwd=folder, env=environment)
     assert shown.returncode == 0, shown.stderr
     assert "result:" in shown.stdout and "truth:" in shown.stdout
 

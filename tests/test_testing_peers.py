@@ -31,7 +31,7 @@ DTYPES = {
     "torch-cross-entropy": WIDE,
     "torch-layer-norm": WIDE,
     "torch-rms-norm": WIDE,
-    "torch-gelu": WIDE,
+    "torch-gelu": ("float64",),  # in float32 its gradient is 0 far down the tail
     "torch-linear": WIDE,
     "torch-embedding": WIDE,
     "torch-normalize": WIDE,
@@ -41,8 +41,11 @@ DTYPES = {
 }
 
 
-# What the oracle found in the pinned version: the gradients of torch's batch norm on CPUs misread strided vectors.
-FOUND = {"torch-batch-norm": "gradients"}
+# What the oracle found in the pinned version: (the law, claims under which it passes). The gradients of torch's batch
+# norm on CPUs misread strided vectors.
+FOUND = {
+    "torch-batch-norm": ("gradients", {"dtypes": ("float32",), "layouts": ("dense",)}),
+}
 
 
 def einsum_attention(query, key, value, *, scale=None, bias=None):
@@ -96,11 +99,10 @@ def test_peers_pass_within_their_claims(name, seed):
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_found_is_found_again(name):
     function, operation, arrays, claims = peer(name)
-    claims = replace(claims, dtypes=("float32",))
-    report = check(function, operation, arrays=arrays, claims=claims, budget=20.0, only=FOUND[name])
+    law, narrower = FOUND[name]
+    report = check(function, operation, arrays=arrays, dtypes=["float32"], budget=20.0, only=law)
     assert report.verdict == "FAIL"
-    contiguous = replace(claims, layouts=("dense",))
-    assert not check(function, operation, arrays=arrays, claims=contiguous, budget=2.0).failures
+    assert not check(function, operation, arrays=arrays, claims=replace(claims, **narrower), budget=2.0).failures
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -398,6 +398,14 @@ def _total(way, x):
 
 def _pair_gradients(way, images, texts, logit_scale, products, grad_logits):
     scale = way.core.type(logit_scale)
-    grad_scale = _total(way, grad_logits * products) if isinstance(logit_scale, np.ndarray) else None
     scaled = scale * grad_logits
-    return way.matmul(scaled, texts), way.matmul(transpose(scaled), images), grad_scale
+    grad_images, grad_texts = way.matmul(scaled, texts), way.matmul(transpose(scaled), images)
+    grad_scale = None
+    if isinstance(logit_scale, np.ndarray):
+        terms = grad_logits * products
+        if way.order == "in blocks":  # as where the scale is a factor of images, before the product with texts
+            terms = way.matmul(grad_logits, texts) * images.astype(way.core)
+        elif way.order == "online":  # or of texts
+            terms = way.matmul(transpose(grad_logits), images) * texts.astype(way.core)
+        grad_scale = _total(way, terms)
+    return grad_images, grad_texts, grad_scale
