@@ -1,5 +1,6 @@
 """Every snippet of the README runs as it stands; what its make commands do is what this test run is part of."""
 
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,16 @@ PYTHON = [text for language, text in BLOCKS if language == "python"]
 COMMANDS = [
     line.split("#")[0].strip() for language, text in BLOCKS if language == "console" for line in text.splitlines()
 ]
+
+
+def test_figures_are_those_that_were_measured():
+    from mutants import MUTANTS
+
+    text = (ROOT / "README.md").read_text()
+    found = json.loads((ROOT / "bench" / "results" / "false-alarms.json").read_text())["operations"].values()
+    assert not any(one["alarms"] for one in found)
+    assert f"none of {sum(one['draws'] for one in found):,} results of correct implementations" in text
+    assert f"{len(MUTANTS)} implementations of all operations with one planted bug each" in text
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
