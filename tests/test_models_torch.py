@@ -273,9 +273,7 @@ def test_models_can_be_copied_and_their_stages_hooked():
     assert torch.equal(twin(UINT8_IMAGES), model(UINT8_IMAGES)) and seen == [(4, 17, 16)]
     with torch.no_grad():
         twin.head.bias += 1
-    assert torch.equal(twin(UINT8_IMAGES) - 1, model(UINT8_IMAGES)) or not torch.equal(
-        twin(UINT8_IMAGES), model(UINT8_IMAGES)
-    )
+    assert not torch.equal(twin(UINT8_IMAGES), model(UINT8_IMAGES))
 
 
 @pytest.mark.parametrize("name", ["imagegpt", "vit", "clip"])

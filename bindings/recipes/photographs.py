@@ -71,12 +71,13 @@ def jittered(images, rng, turn=12.0, zoom=0.1, shift=2.0):
 
     b, h, w, _ = images.shape
     angles, zooms = np.deg2rad(rng.uniform(-turn, turn, b)), 1 + rng.uniform(-zoom, zoom, b)
-    shifts, centre = rng.uniform(-shift, shift, (b, 2)), np.array([(h - 1) / 2, (w - 1) / 2])
+    shifts, middle = rng.uniform(-shift, shift, (b, 2)), ((h - 1) / 2, (w - 1) / 2)
+    cosines, sines = np.cos(angles) / zooms, np.sin(angles) / zooms
     moved = np.empty_like(images)
     for i in range(b):
-        cosine, sine = np.cos(angles[i]) / zooms[i], np.sin(angles[i]) / zooms[i]
-        matrix = np.array([[cosine, -sine], [sine, cosine]])
-        moved[i, :, :, 0] = ndimage.affine_transform(
-            images[i, :, :, 0], matrix, centre - matrix @ (centre + shifts[i]), order=1
-        )
+        y, x = middle + shifts[i]
+        # written out: a product by NumPy would wake BLAS threads, which then spin beside torch's
+        offset = middle[0] - cosines[i] * y + sines[i] * x, middle[1] - sines[i] * y - cosines[i] * x
+        matrix = np.array([[cosines[i], -sines[i]], [sines[i], cosines[i]]])
+        moved[i, :, :, 0] = ndimage.affine_transform(images[i, :, :, 0], matrix, offset, order=1)
     return moved

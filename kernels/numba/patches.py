@@ -21,7 +21,7 @@ def patch_embed(images, weight, bias=None, *, mean=None, std=None):
 @silent
 def patch_embed_forward(images, weight, bias=None, *, mean=None, std=None):
     """``patch_embed`` and what ``patch_embed_backward`` needs: (images, weight, bias, mean, std)."""
-    patches = _patches(images, weight, mean, std)
+    patches = cut(images, weight, mean, std)
     out = patches @ _flat(weight).T
     if bias is not None:
         out += raised(bias)
@@ -34,16 +34,11 @@ def patch_embed_backward(saved, grad_out):
     """Gradients for images (None for uint8), weight and bias."""
     images, weight, bias, mean, std = saved
     grad = as_rows(raised(grad_out))
-    grad_weight = (grad.T @ _patches(images, weight, mean, std)).reshape(weight.shape)
+    grad_weight = (grad.T @ cut(images, weight, mean, std)).reshape(weight.shape)
     grad_bias = None if bias is None else rounded(grad.sum(0), bias)
     grad_images = None
     if images.dtype != np.uint8:
-        grad_patches = grad @ _flat(weight)
-        grad_images = np.empty(images.shape, images.dtype)
-        _, inverse = _affine(images, weight, mean, std)
-        sizes = (*images.shape, weight.shape[-1])
-        items = images.shape[0] * (images.shape[1] // weight.shape[-1])
-        parallel_for(_uncut, items, 1, describe(grad_images), sizes, inverse, grad_patches)
+        grad_images = uncut(grad @ _flat(weight), images, weight, mean, std)
     return grad_images, rounded(grad_weight, weight), grad_bias
 
 
@@ -64,13 +59,23 @@ def _affine(images, weight, mean, std):
     return centre, deviation
 
 
-def _patches(images, weight, mean, std):
+def cut(images, weight, mean, std):
+    """The matrix of decoded, normalised patches, (b n, c p p) in the core dtype, that is multiplied by the weight."""
     centre, deviation = _affine(images, weight, mean, std)
     p = weight.shape[-1]
     patches = np.empty((len(images) * _count(images, weight), images.shape[3] * p * p), centre.dtype)
     sizes = (*images.shape, p)
     parallel_for(_cut, len(images) * (images.shape[1] // p), 1, describe(images), sizes, centre, deviation, patches)
     return patches
+
+
+def uncut(grad_patches, images, weight, mean, std):
+    """The gradient for images from that for ``cut``'s matrix."""
+    grad_images = np.empty(images.shape, images.dtype)
+    _, inverse = _affine(images, weight, mean, std)
+    sizes, items = (*images.shape, weight.shape[-1]), images.shape[0] * (images.shape[1] // weight.shape[-1])
+    parallel_for(_uncut, items, 1, describe(grad_images), sizes, inverse, grad_patches)
+    return grad_images
 
 
 @jit
