@@ -20,10 +20,9 @@ def test_a_wrong_implementation_fails(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_what_they_are_made_from_passes(name, seed):
+def test_what_they_are_made_from_passes(name):
     operation, function, options = RIGHT[name]
-    report = oracle.check(function, operation, **options, budget=1.5, seed=seed)
+    report = oracle.check(function, operation, **options, budget=1.5)
     assert report.verdict != "FAIL", str(report)
 
 
