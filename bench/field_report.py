@@ -14,6 +14,7 @@ from pathlib import Path
 from saccade.files import replacing
 from saccade.testing import check, explain
 from saccade.testing.peers import PEERS, peer
+from saccade.testing.subject import PALETTE
 
 COMMAND = "python -m saccade.bench.field_report"
 
@@ -30,17 +31,17 @@ def main():
     arguments = parser.parse_args()
     rows, failures = [], []
     for name in arguments.peers:
-        if not PEERS[name].installed:
-            rows.append(f"| `{name}` | absent | {PEERS[name].operation} | – | not judged | |")
+        if PEERS[name].device or not PEERS[name].installed:
+            version = "needs a GPU" if PEERS[name].device else "absent"
+            rows.append(f"| `{name}` | {version} | {PEERS[name].operation} | – | not judged | |")
             continue
         function, operation, arrays, claims = peer(name)
-        for dtype in claims.dtypes:
+        for dtype in claims.dtypes if operation not in PALETTE else ("uint8",):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                report = check(
-                    function, operation, arrays=arrays, claims=replace(claims, dtypes=(dtype,)),
-                    budget=arguments.seconds, seed=arguments.seed,
-                )  # fmt: skip
+                claimed = claims if operation in PALETTE else replace(claims, dtypes=(dtype,))
+                options = {"budget": arguments.seconds, "seed": arguments.seed}
+                report = check(function, operation, arrays=arrays, claims=claimed, **options)
             print(name, dtype, report.verdict, flush=True)
             rows.append(_row(name, dtype, report))
             failures += [_section(name, dtype, report)] if report.failures else []
@@ -65,7 +66,9 @@ def _head(arguments):
 
 
 def _row(name, dtype, report):
-    package = {"open_clip": "open_clip_torch"}.get(PEERS[name].package, PEERS[name].package)
+    package = {"open_clip": "open_clip_torch", "sklearn": "scikit-learn", "faiss": "faiss-cpu"}.get(
+        PEERS[name].package, PEERS[name].package
+    )
     laws = ", ".join(one.law for one in report.failures)
     smallest = explain.described(report.failures[0].arguments, report.failures[0].options) if laws else ""
     verdict = f"FAIL ({laws})" if laws else report.verdict

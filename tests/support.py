@@ -1,8 +1,14 @@
 """What several tests share."""
 
 import functools
+import importlib
+import pkgutil
 
 import numpy as np
+
+from saccade.testing import check
+from saccade.testing.check import vjp_beside
+from saccade.testing.subject import PALETTE
 
 
 def assert_close64(actual, expected, bound=1e-10):
@@ -37,6 +43,28 @@ def assert_gradients(function, backward, arrays, step=1e-5):
             ends = total(*arrays[:i], up, *arrays[i + 1 :]), total(*arrays[:i], down, *arrays[i + 1 :])
             differences[at] = (ends[0] - ends[1]) / (2 * step)
         assert_close64(gradient, differences, bound=1e-7)
+
+
+def kernels_of(backend):
+    """(operation, "module:name") of every kernel of a backend, found by walking its folder."""
+    package = importlib.import_module(f"saccade.kernels.{backend}")
+    found = []
+    for one in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        module = importlib.import_module(one.name)
+        public = [name for name in vars(module) if not name.startswith("_")]
+        differentiable = [name.removesuffix("_backward") for name in public if name.endswith("_backward")]
+        for name in (*differentiable, *PALETTE):
+            if getattr(getattr(module, name, None), "__module__", None) == one.name:
+                found.append((name, f"{one.name}:{name}"))
+    return found
+
+
+def assert_kernel_passes(operation, function, **options):
+    """``check`` of a kernel and of the gradients beside it; it must judge something, and fail nothing."""
+    vjp = None if operation in PALETTE else vjp_beside(function)
+    report = check(function, operation, vjp=vjp, **options)
+    assert not report.failures, report
+    assert operation in PALETTE or report.counts["gradients"][1] > 0
 
 
 @functools.cache

@@ -14,12 +14,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from support import assert_kernel_passes, kernels_of
 
 from saccade.kernels.cupy import attention, device, losses
 from saccade.testing import gate, strategies
 from saccade.testing.claims import Claims
-from saccade.testing.inputs import attention_inputs, softmax_cross_entropy_inputs
 
 BEFORE = """
 #include <cmath>
@@ -81,15 +80,9 @@ def on_the_host(tmp_path_factory):
 
 
 @pytest.mark.parametrize("claims", [CLAIMS, NARROW], ids=["8", "5"])
-@given(data=st.data())
-def test_attention_matches_the_reference(claims, data):
-    gate.assert_right("attention", attention, *data.draw(attention_inputs(claims, most=33)))
-
-
-@given(softmax_cross_entropy_inputs(CLAIMS))
-def test_softmax_cross_entropy_matches_the_reference(inputs):
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gate.assert_right("softmax_cross_entropy", losses, *inputs)
+@pytest.mark.parametrize(("operation", "function"), kernels_of("cupy"))
+def test_kernels_pass_the_oracle(operation, function, claims):
+    assert_kernel_passes(operation, function, claims=claims, budget=10.0, call_seconds=300.0)  # some compile first
 
 
 def test_a_label_that_is_no_class_gives_nan_for_its_row():

@@ -110,7 +110,11 @@ def test_every_operation_has_its_three_functions_and_gradients_named():
 @pytest.mark.parametrize("operation", GRADIENTS)
 def test_every_operation_passes_the_oracle(operation, arrays):
     function = getattr(saccade, operation) if arrays == "torch" else f"saccade:{operation}"
-    claims = Claims(batch_invariant=arrays == "numpy" and operation == "attention")
+    claims = Claims(
+        batch_invariant=arrays == "numpy" and operation == "attention",
+        # torch's products in bfloat16 let what is not finite into neighbouring rows: 0 times it, where depths are odd
+        non_finite=arrays == "numpy" or operation not in ("linear", "mlp", "patch_embed"),
+    )
     report = check(function, operation, arrays=arrays, claims=claims, budget=1.0)
     assert not report.failures, report
     assert report.counts["gradients"][0] > 0

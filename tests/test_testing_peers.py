@@ -16,6 +16,7 @@ from saccade.testing.peers import PEERS, peer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Number of distinct clusters"),
     pytest.mark.filterwarnings("ignore:Flash attention kernel not used:UserWarning"),
 ]
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
@@ -38,7 +39,11 @@ DTYPES = {
     "torch-conv2d-patches": WIDE,
     "open-clip-loss": WIDE,
     "open-clip-siglip-loss": WIDE,
+    "scikit-learn-kmeans": NARROW,
+    "faiss-kmeans": NARROW,
 }
+# On CPUs its flash kernel gives 0 for a query that is NaN where there is one key.
+NOT_CLAIMED = {"torch-sdpa-flash": {"non_finite": False}}
 
 
 # What the oracle found in the pinned version: (the law, claims under which it passes). The gradients of torch's batch
@@ -80,7 +85,8 @@ OWN = {
 
 def test_there_are_enough():
     assert len(DTYPES) + len(OWN) >= 12
-    assert set(DTYPES) | set(FOUND) == set(PEERS) and all(one.installed for one in PEERS.values())
+    on_cpus = {name for name, one in PEERS.items() if one.device is None}
+    assert set(DTYPES) | set(FOUND) == on_cpus and all(PEERS[name].installed for name in on_cpus)
 
 
 # JAX compiles for every shape, which takes half a minute a seed.
@@ -91,7 +97,7 @@ RUNS = [(name, seed) for name in DTYPES for seed in SEEDS if NIGHTLY or seed == 
 def test_peers_pass_within_their_claims(name, seed):
     without_torchvision_operators()
     function, operation, arrays, claims = peer(name)
-    claims = replace(claims, dtypes=DTYPES[name])
+    claims = replace(claims, dtypes=DTYPES[name], **NOT_CLAIMED.get(name, {}))
     report = check(function, operation, arrays=arrays, claims=claims, budget=SECONDS, seed=seed)
     assert not report.failures, report
 

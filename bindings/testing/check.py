@@ -115,8 +115,7 @@ def check(
         dtypes: names of dtypes to judge; those claimed if None.
         gradients: whether gradients are judged: by autograd of torch or JAX, else by ``vjp``.
         vjp: ``vjp(arguments, options, cotangents)`` -> a gradient for each name in ``gate.GRADIENTS[operation]``, None
-            for those not given. If None, ``name_forward`` and ``name_backward`` beside the function are used if they
-            are there.
+            for those not given. If None, ``vjp_beside(function)`` for NumPy and CuPy arrays.
         claims: what the function promises; everything if None.
         budget: "quick", "normal" or "thorough" (20, 120, 1200 s for a fast function), or seconds.
         seed: of all that is drawn.
@@ -143,8 +142,8 @@ def check(
     framework = Framework(arrays, device)
     claims = _within(claims, framework)
     name = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
-    function, sibling = _resolved(function)
-    vjp = vjp or (sibling if arrays in ("numpy", "cupy") else None)
+    function = _resolved(function)
+    vjp = vjp or (vjp_beside(function) if arrays in ("numpy", "cupy") else None)
     subject = Subject(function, operation, framework, claims, vjp, call_seconds, gradients, journal)
     if only is not None:
         _one_of("only", only, [law.name for law in laws_for(subject)])
@@ -261,20 +260,28 @@ def _within(claims, framework):
 
 
 def _resolved(function):
-    """(the function, a vjp made of its ``_forward`` and ``_backward``, or None)."""
     if isinstance(function, str):
         module, _, name = function.partition(":")
         if not name:
             raise ValueError(f"check: function={function!r}, expected module:name")
         function = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    return function
+
+
+def vjp_beside(function):
+    """A ``vjp`` made of the ``name_forward`` and ``name_backward`` beside a function, or beside "module:name".
+
+    None if they are not there.
+    """
+    function = _resolved(function)
     module = importlib.import_module(function.__module__) if getattr(function, "__module__", None) else None
     name = getattr(function, "__name__", "")
     forward, backward = getattr(module, f"{name}_forward", None), getattr(module, f"{name}_backward", None)
     if forward is None or backward is None:
-        return function, None
+        return None
 
     def vjp(arguments, options, cotangents):
         _, saved = forward(*arguments, **options)
         return backward(saved, *cotangents)
 
-    return function, vjp
+    return vjp

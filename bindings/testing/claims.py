@@ -45,6 +45,10 @@ class Claims:
         soft_labels: whether a cross entropy takes rows of probabilities besides classes.
         ignored: whether labels may be ``ignore_index``.
         biases: whether bias vectors may be given.
+        non_finite: whether NaN and infinities among the inputs show in what depends on them, and there alone.
+        exact: whether a palette is the definition's to the last bit; if not, it is held to arithmetic in float32.
+        empty_clusters: whether a centre that no colour is nearest to keeps its place; if not, there are fewer centres
+            than colours, too.
         factors: whether logit_scale and logit_bias may be 0-d arrays, which have gradients, besides numbers.
         losses: the dtype of a loss: "wide" (float32; float64 for float64) or the "input"'s.
         gradients: whether it can be differentiated.
@@ -64,6 +68,9 @@ class Claims:
     soft_labels: bool = True
     ignored: bool = True
     biases: bool = True
+    non_finite: bool = True
+    exact: bool = True
+    empty_clusters: bool = True
     factors: bool = True
     losses: str = "wide"
     gradients: bool = True

@@ -1,6 +1,8 @@
 """How the oracle, which thinks in NumPy, hands its inputs to functions of other arrays and takes their results back."""
 
+import contextlib
 import importlib
+import time
 import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,11 +18,14 @@ NAMES = ("numpy", "torch", "cupy", "jax")
 class Framework:
     """Arrays of one library on one device.
 
-    ``device``: torch's name of it ("cpu", "cuda", "cuda:1"); None is torch's and JAX's default, CuPy's current one.
+    Attributes:
+        device: torch's name of it ("cpu", "cuda", "cuda:1"); None is torch's and JAX's default, CuPy's current one.
+        copied: whether arrays are handed over as copies that the current stream makes when it comes to it.
     """
 
     name: str = "numpy"
     device: str | None = None
+    copied: bool = False
 
     def __post_init__(self):
         if self.name not in NAMES:
@@ -58,11 +63,34 @@ class Framework:
             return self.library.numpy.asarray(x)
         if self.name == "cupy":
             flat = self.library.asarray(_flat(x))
-            return self.library.ndarray(x.shape, x.dtype, flat.data, _strides(x))
+            y = self.library.ndarray(x.shape, x.dtype, flat.data, _strides(x))
+            return y.copy() if self.copied else y
         if self.device in (None, "cpu"):
             return _tensor(x)
         strides = [stride // x.itemsize for stride in _strides(x)]
-        return _tensor(_flat(x)).to(self.device).as_strided(x.shape, strides)
+        y = _tensor(_flat(x)).to(self.device).as_strided(x.shape, strides)
+        return y.clone() if self.copied else y
+
+    @property
+    def streams(self):
+        """Whether work is done in streams of a GPU."""
+        return self.name == "cupy" or (self.name == "torch" and self.device not in (None, "cpu"))
+
+    @contextlib.contextmanager
+    def another_stream(self):
+        """In the block, a new stream is the current one, and is busy for some milliseconds before it does anything."""
+        self.wait()
+        if self.name == "cupy":
+            stream = self.library.cuda.Stream(non_blocking=True)
+            with stream:
+                stream.launch_host_func(lambda _: time.sleep(0.01), None)
+                yield
+        else:
+            stream = self.library.cuda.Stream(self.device)
+            with self.library.cuda.stream(stream):
+                self.library.cuda._sleep(20_000_000)  # cycles; torch has no public way to keep a stream busy
+                yield
+        stream.synchronize()
 
     def take(self, y) -> Any:
         """An array of the library as a NumPy array; anything else as it is; tuples and lists are gone through."""

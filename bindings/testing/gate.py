@@ -20,7 +20,6 @@ import ml_dtypes
 import numpy as np
 
 from saccade import reference
-from saccade.reference import palette
 from saccade.reference.precision import compute_dtype
 from saccade.testing import ordinary
 from saccade.testing.ways import ways
@@ -132,28 +131,6 @@ class Standard:
     def ordinary_gradients(self, i):
         """The i-th gradient by every ordinary way."""
         return [one[1][i] for one in self._ordinary]
-
-
-class Exact:
-    """What a palette's functions are held to: the definition's integers, every one of them."""
-
-    def __init__(self, operation, arguments, options):
-        out = getattr(palette, operation)(*arguments, **options)
-        self.outputs, self.gradients = _as_tuple(out), ()
-
-    def judge(self, outputs, gradients=None):
-        """A list of ``Judgement``, one per output."""
-        judged = []
-        for name, actual, true in zip(OUTPUTS, _as_tuple(outputs), self.outputs, strict=False):
-            wrong = int((np.asarray(actual) != true).sum()) if np.shape(actual) == np.shape(true) else np.size(true)
-            verdict = "FAIL" if wrong else "PASS"
-            judged.append(Judgement(name, verdict, f"{wrong} of {np.size(true)} numbers are not the definition's"))
-        return judged
-
-    def arrays_of(self, name, outputs, gradients):
-        """(what came, the truth) for the output that a judgement names."""
-        i = OUTPUTS.index(name)
-        return _as_tuple(outputs)[i], self.outputs[i]
 
 
 def judge(operation, outputs, gradients, arguments, options=None, cotangents=None):

@@ -84,12 +84,13 @@ def main(folder):
 def _done(task, journal):
     from saccade.testing.check import check
     from saccade.testing.claims import Claims, read_claims
-    from saccade.testing.peers import peer
+    from saccade.testing.peers import PEERS, peer
 
     function, operation, arrays = task.pop("function"), task.pop("operation"), task.pop("arrays", None)
     known = Claims()
     if ":" not in function:
         made, its_operation, its_arrays, known = peer(function)
+        task["device"] = task.get("device") or PEERS[function].device
         function, operation, arrays = made, operation or its_operation, arrays or its_arrays
     claims = read_claims(task.pop("claims", None) or {}, known)
     return check(function, operation, arrays=arrays or "numpy", claims=claims, journal=journal, **task).as_dict()

@@ -2,30 +2,23 @@
 
 A law takes (subject, arguments, options, rng) and raises ``Violation`` where it does not hold; it returns the
 judgements it made. Laws about related inputs are judged by the gate too: what a transformed call gives, transformed
-back, is held to the truth of the original.
+back, is held to the truth of the original. Laws about what a call does besides are in ``saccade.testing.conduct``.
 """
 
-import concurrent.futures
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from saccade.reference import palette
-from saccade.testing import gate, poison
-from saccade.testing.layouts import laid_out
-from saccade.testing.subject import LOSSES, PALETTE, Misconduct, expected_outputs
+from saccade.testing import gate
+from saccade.testing.conduct import fresh_results, fully_written, same_again
+from saccade.testing.holding import Violation, hold, run, standard_of
+from saccade.testing.subject import LOSSES, PALETTE
 
 BATCHED = ("attention", "qkv_attention", "patch_embed", "conv2d", "average_pool")
+DIFFERENTIABLE = tuple(gate.GRADIENTS)
 ROWWISE = ("layer_norm", "rms_norm", "gelu", "l2_normalize", "linear", "mlp", "embedding")
-
-
-class Violation(Exception):
-    """A law does not hold: what is wrong, and (what came, the truth) of it."""
-
-    def __init__(self, says, what="result", arrays=None):
-        super().__init__(says)
-        self.what, self.arrays, self.call = what, arrays, ((), {}, None)
 
 
 @dataclass(frozen=True)
@@ -45,39 +38,6 @@ class Law:
     holds: Any
 
 
-def standard_of(subject, arguments, options, rng, gradients=True) -> tuple[Any, Any]:
-    """(what the call is held to, cotangents or None)."""
-    if subject.operation in PALETTE:
-        return gate.Exact(subject.operation, arguments, options), None
-    true_options = subject.claims.truth(subject.operation, arguments, options)
-    outputs = expected_outputs(subject.operation, arguments, true_options)
-    cotangents = None
-    if gradients and subject.gradients:
-        layouts = [name for name in subject.claims.layouts if name != "broadcast" or len(outputs) == 1]
-        drawn = gate.draw_cotangents(outputs, int(rng.integers(2**32)))
-        layout = str(rng.choice(layouts)) if rng.random() < 0.5 else "dense"
-        cotangents = tuple(laid_out(x, layout) for x in drawn)
-    return gate.Standard(subject.operation, arguments, true_options, cotangents), cotangents
-
-
-def run(subject, arguments, options, cotangents=None) -> tuple[Any, Any]:
-    """The subject's outputs and gradients; what it must not do is a violation."""
-    try:
-        return subject.run(arguments, options, cotangents)
-    except Misconduct as error:
-        raise Violation(f"The call went wrong: {error}.") from error
-
-
-def hold(standard, outputs, gradients, whose):
-    """The judgements of a result, or a violation that tells of the first that failed."""
-    judged = standard.judge(outputs, gradients)
-    failed = [one for one in judged if one.verdict == "FAIL"]
-    if failed:
-        arrays = standard.arrays_of(failed[0].name, outputs, gradients)
-        raise Violation(f"{whose} {failed[0].name} is wrong: {failed[0].reason}.", failed[0].name, arrays)
-    return judged
-
-
 def values(subject, arguments, options, rng):
     """The output is right."""
     standard, _ = standard_of(subject, arguments, options, rng, gradients=False)
@@ -92,10 +52,17 @@ def gradients(subject, arguments, options, rng):
     return hold(standard, outputs, found, "The")
 
 
+def _without(arguments, options, *names):
+    """The input without some options; what only ``key_lengths`` kept from being read is 0 then."""
+    if "key_lengths" in names and "key_lengths" in options:
+        arguments = tuple(np.where(np.isfinite(x), x, x.dtype.type(0)) for x in arguments)
+    return arguments, {name: x for name, x in options.items() if name not in names}
+
+
 def permuted_keys(subject, arguments, options, rng):
     """Keys moved together with their values, bias and mask change nothing."""
-    (query, key, value), s = arguments, arguments[1].shape[2]
-    options = {name: x for name, x in options.items() if name not in ("causal", "key_lengths")}
+    (query, key, value), options = _without(arguments, options, "causal", "key_lengths")
+    s = key.shape[2]
     if not subject.claims.empty_rows and "mask" in options:
         options.pop("mask")
     standard, cotangents = standard_of(subject, (query, key, value), options, rng)
@@ -116,9 +83,8 @@ def permuted_keys(subject, arguments, options, rng):
 
 def padded_keys(subject, arguments, options, rng):
     """Keys that are masked out change nothing, whatever they hold."""
+    arguments, options = _without(arguments, options, "causal", "key_lengths", "mask", "bias")
     query, key, value = arguments
-    if options.get("causal") or "key_lengths" in options or "mask" in options or "bias" in options:
-        options = {name: x for name, x in options.items() if name in ("scale", "return_lse")}
     standard, cotangents = standard_of(subject, arguments, options, rng)
     (b, h, t, _), s, more = query.shape, key.shape[2], int(rng.integers(1, 9))
     longer = [np.concatenate([x, rng.standard_normal((b, h, more, x.shape[3])).astype(x.dtype) * x.dtype.type(8)], 2)
@@ -167,7 +133,7 @@ def split_batch(subject, arguments, options, rng):
     alone = subject.operation in ROWWISE and subject.operation != "embedding" and arguments[0].ndim < 2
     if b < 2 or alone:
         return []
-    options = {name: x for name, x in options.items() if name not in ("mask", "bias", "key_lengths", "residual")}
+    arguments, options = _without(arguments, options, "mask", "bias", "key_lengths", "residual")
     parts = len(arguments) if subject.operation == "attention" else 1  # the others share their weights
     cut = int(rng.integers(1, b))
     standard, _ = standard_of(subject, arguments, options, rng, gradients=False)
@@ -225,12 +191,11 @@ def gradient_sums(subject, arguments, options, rng):
 
 def repeated_rows(subject, arguments, options, rng):
     """Rows that are alike give results that are alike."""
-    first, *rest = arguments
+    (first, *rest), options = _without(arguments, options, "residual", "mask", "bias", "key_lengths")
     if first.ndim < 2 or not len(first):
         return []
     rows = rng.integers(0, len(first), len(first))
     alike = (first[rows], *(x[rows] if _goes_by_rows(subject.operation, i) else x for i, x in enumerate(rest, 1)))
-    options = {name: x for name, x in options.items() if name not in ("residual", "mask", "bias", "key_lengths")}
     standard, cotangents = standard_of(subject, alike, options, rng)
     outputs, found = run(subject, alike, options, cotangents)
     return hold(standard, outputs, found, "With repeated rows the")
@@ -265,63 +230,62 @@ def cost_never_rises(subject, arguments, options, rng):
     return []
 
 
-def same_again(subject, arguments, options, rng):
-    """The second and the tenth call, after others, and one from another thread give what the first gave."""
-    standard, cotangents = standard_of(subject, arguments, options, rng)
-    first = run(subject, arguments, options, cotangents)
-    kept = [x.tobytes() for x in _flat(first)]
-    for call in range(2, 11):
-        again = run(subject, arguments, options, cotangents)
-        if call in (2, 10):
-            _same(subject, standard, kept, again, f"In call {call} the")
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        elsewhere = pool.submit(run, subject, arguments, options, cotangents).result()
-    _same(subject, standard, kept, elsewhere, "Called from another thread the")
-    if kept != [x.tobytes() for x in _flat(first)]:
-        raise Violation("What the first call returned was changed by a later call: outputs share a cache.")
-    return standard.judge(*first)
+def not_a_number(subject, arguments, options, rng):
+    """Where the truth is NaN because an input is, so is the output; all else is as right as ever."""
+    planted = _planted(subject, arguments, options, rng, [np.nan])
+    if planted is None:
+        return []
+    arguments, options = planted
+    standard, _ = standard_of(subject, arguments, options, rng, gradients=False)
+    outputs, _ = run(subject, arguments, options)
+    return hold(standard, outputs, None, "With a NaN among the inputs the")
 
 
-def _same(subject, standard, kept, result, whose):
-    outputs, found = result
-    hold(standard, outputs, found, whose)
-    if subject.claims.deterministic and kept != [x.tobytes() for x in _flat(result)]:
-        raise Violation(f"{whose} result does not have the bits of the first call.")
+def infinities(subject, arguments, options, rng):
+    """Where the truth is infinite because an input is, the output is not finite; what is finite is as right as ever."""
+    planted = _planted(subject, arguments, options, rng, [np.inf, -np.inf])
+    if planted is None:
+        return []
+    arguments, options = planted
+    standard, _ = standard_of(subject, arguments, options, rng, gradients=False)
+    outputs, _ = run(subject, arguments, options)
+    forgiven = []
+    for actual, true in zip(outputs, standard.outputs, strict=True):
+        # inf − inf and 0 · inf are NaN or not by the order of the sums: what the definition leaves open may be anything
+        open_ends = np.isnan(true) | (np.isinf(true) & ~np.isfinite(actual))
+        forgiven.append(np.where(open_ends, true.astype(actual.dtype), actual))
+    return hold(standard, tuple(forgiven), None, "With an infinity among the inputs the")
 
 
-def _flat(result):
-    outputs, found = result
-    return [x for x in (*outputs, *(found or ())) if x is not None]
-
-
-def fresh_results(subject, arguments, options, rng):
-    """A result stays as it is when the function is called with other inputs of the same shapes, whose own is right."""
-    _, cotangents = standard_of(subject, arguments, options, rng)
-    run(subject, arguments, options, cotangents)
-    first = subject.raw
-    before = [x.tobytes() for x in map(np.array, subject.framework.take(first))]
-    other = tuple(_redrawn(x, rng) for x in arguments)
-    standard, cotangents = standard_of(subject, other, options, rng)
-    outputs, found = run(subject, other, options, cotangents)
-    judged = hold(standard, outputs, found, "After a call with other inputs of the same shapes, the")
-    if before != [x.tobytes() for x in map(np.array, subject.framework.take(first))]:
-        raise Violation("What a call returned was changed by the next call: results share a cache.")
-    return judged
-
-
-def _redrawn(x, rng):
-    if not isinstance(x, np.ndarray) or not x.ndim or x.dtype.kind in "iub":
-        return x
-    drawn = rng.standard_normal(x.shape)
-    return (drawn / max(1.0, float(np.sqrt(x.shape[-1])))).astype(x.dtype)
-
-
-def fully_written(subject, arguments, options, rng):
-    """Results are right when memory that is not filled holds NaN."""
-    standard, cotangents = standard_of(subject, arguments, options, rng)
-    with poison.poisoned(subject.framework):
-        outputs, found = run(subject, arguments, options, cotangents)
-    return hold(standard, outputs, found, "With unfilled memory full of NaN the")
+def _planted(subject, arguments, options, rng, numbers):
+    """The input with one of ``numbers`` in place of one of its own, where nothing hides it; None if it has no place."""
+    operation = subject.operation
+    arguments, options = _without(arguments, options, "mask", "causal", "key_lengths")
+    places = [i for i, x in enumerate(arguments) if isinstance(x, np.ndarray) and x.dtype != np.uint8 and x.ndim]
+    places = [i for i in places if arguments[i].dtype.kind not in "iu" and arguments[i].size]
+    if operation == "attention" and (not arguments[1].shape[2] or numbers != [np.nan]):
+        places = [
+            i for i in places if i and arguments[1].shape[2] > 1
+        ]  # whether scores of −inf alone count as none is open
+    if operation == "varlen_attention" and numbers != [np.nan]:
+        places = [i for i in places if i == 2]
+    if operation in (*LOSSES, "conv2d"):  # padding times a weight that is not finite is a matter of taste
+        places = [i for i in places if i == 0]
+    if not places:
+        return None
+    which = int(rng.choice(places))
+    x = np.array(arguments[which])
+    rows = np.arange(len(x))
+    classes = np.asarray(arguments[-1])
+    if operation in LOSSES and classes.ndim == 1 and classes.dtype.kind == "i":
+        rows = np.flatnonzero(classes != options.get("ignore_index", -100))
+    if not len(rows):
+        return None
+    at = [int(rng.choice(rows)), *(int(rng.integers(n)) for n in x.shape[1:])]
+    if operation == "qkv_attention" and numbers != [np.nan]:
+        at[2] = 2  # as above: a value
+    x[tuple(at)] = rng.choice(numbers)
+    return (*arguments[:which], x, *arguments[which + 1 :]), options
 
 
 LAWS = (
@@ -337,6 +301,8 @@ LAWS = (
     Law("gradient sums", "A softmax's gradients add up to 0.", ("softmax_cross_entropy",), gradient_sums),
     Law("repeated rows", "Like rows give like results.", (*LOSSES, "attention"), repeated_rows),
     Law("cost never rises", "A step of k-means never makes the palette worse.", PALETTE, cost_never_rises),
+    Law("not a number", "NaN among the inputs is not lost.", DIFFERENTIABLE, not_a_number),
+    Law("infinities", "Neither is an infinity.", DIFFERENTIABLE, infinities),
     Law("same again", "A call has no memory and no luck.", None, same_again),
     Law("fresh results", "Results belong to the caller.", None, fresh_results),
     Law("fully written", "Every number of a result is computed.", None, fully_written),
@@ -354,6 +320,8 @@ def laws_for(subject):
             "gradients": subject.gradients,
             "gradient sums": subject.gradients,
             "causal prefix": claims.takes("attention", "causal"),
+            "not a number": claims.non_finite,
+            "infinities": claims.non_finite,
             "padded keys": claims.takes("attention", "mask") or claims.takes("attention", "key_lengths"),
         }
         return needs.get(law.name, True)

@@ -118,8 +118,12 @@ def linear(way, arguments, options, cotangents):
     """A product with the transposed weight."""
     x, weight, bias = (*way.raise_(*arguments), None)[:3]
     flat = x.reshape(-1, x.shape[-1])
-    out = way.matmul(flat, transpose(weight)).reshape(*x.shape[:-1], weight.shape[0])
-    out = out if bias is None else out + bias
+    if bias is not None and way.order in ("in order", "reversed"):  # as where the sums start from the bias
+        out = way.matmul(flat, transpose(weight), bias)
+    else:
+        out = way.matmul(flat, transpose(weight))
+        out = out if bias is None else out + bias
+    out = out.reshape(*x.shape[:-1], weight.shape[0])
     if cotangents is None:
         return (out,), ()
     grad = way.raise_(cotangents[0])[0].reshape(-1, weight.shape[0])
@@ -372,7 +376,7 @@ def clip_loss(way, arguments, options, cotangents):
     loss = (loss_i + loss_t) / 2
     if cotangents is None:
         return (loss,), ()
-    return (loss,), _pair_gradients(way, images, texts, logit_scale, products, grad_i + transpose(grad_t))
+    return (loss,), _pair_gradients(way, images, texts, logit_scale, products, grad_i, transpose(grad_t))
 
 
 def siglip_loss(way, arguments, options, cotangents):
@@ -396,16 +400,26 @@ def _total(way, x):
     return way.sum_all(x if way.order in ("in order", "reversed") else way.sum(x, -1))
 
 
-def _pair_gradients(way, images, texts, logit_scale, products, grad_logits):
-    scale = way.core.type(logit_scale)
-    scaled = scale * grad_logits
+def _pair_gradients(way, images, texts, logit_scale, products, *grads_logits):
+    """Of one or two losses of the same logits, whose gradients for the scale some programs add up apart."""
+    scaled = way.core.type(logit_scale) * sum(grads_logits)
     grad_images, grad_texts = way.matmul(scaled, texts), way.matmul(transpose(scaled), images)
-    grad_scale = None
-    if isinstance(logit_scale, np.ndarray):
-        terms = grad_logits * products
-        if way.order == "in blocks":  # as where the scale is a factor of images, before the product with texts
-            terms = way.matmul(grad_logits, texts) * images.astype(way.core)
-        elif way.order == "online":  # or of texts
-            terms = way.matmul(transpose(grad_logits), images) * texts.astype(way.core)
-        grad_scale = _total(way, terms)
+    if not isinstance(logit_scale, np.ndarray):
+        return grad_images, grad_texts, None
+
+    # the scale may also be a factor of images or of texts, before they are multiplied
+    def by_images(grad):
+        return _total(way, way.matmul(grad, texts) * images.astype(way.core))
+
+    def by_texts(grad):
+        return _total(way, way.matmul(transpose(grad), images) * texts.astype(way.core))
+
+    if way.order == "in blocks":
+        grad_scale = by_images(sum(grads_logits))
+    elif way.order == "online":
+        grad_scale = sum(map(by_images, grads_logits[1:])) + by_texts(grads_logits[0])
+    elif way.order == "reversed":
+        grad_scale = sum(by_images(grad) if i else by_texts(grad) for i, grad in enumerate(reversed(grads_logits)))
+    else:
+        grad_scale = _total(way, sum(grads_logits) * products)
     return grad_images, grad_texts, grad_scale

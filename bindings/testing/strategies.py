@@ -115,7 +115,7 @@ def embeddings(draw, n, e, dtype, layouts=LAYOUTS):
 
 def logits(n, k, dtype, layouts=LAYOUTS):
     """(n, k) logits: ordinary, certain, all alike, and far below 0, where exp without a shift is 0."""
-    shapes = arrays((n, k), dtype, layouts, regimes=("normal", "large", "constant", "one hot"))
+    shapes = arrays((n, k), dtype, layouts, regimes=("normal", "large", "constant", "one hot", "denormal"))
 
     def lowered(x, low):
         return x - x.dtype.type(200) if low else x

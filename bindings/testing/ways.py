@@ -93,10 +93,10 @@ class Way:
         """Sum of everything, as a scalar."""
         return self.sum(np.ravel(x), 0)[0]
 
-    def matmul(self, a, b):
-        """(…, m, k) @ (…, k, n) with rounded operands."""
+    def matmul(self, a, b, start=None):
+        """(…, m, k) @ (…, k, n) with rounded operands; sums in order or reversed begin at ``start``, (n,), if given."""
         factor = self._factor()
-        product = self._product(self.round(a) * factor, self.round(b))
+        product = self._product(self.round(a) * factor, self.round(b), None if start is None else start * factor)
         return self.rounding(product / factor)
 
     def _factor(self):
@@ -104,21 +104,22 @@ class Way:
         addition rounds the same way, and which way is luck."""
         return self.core.type(1 if self.noise is None else self.noise.uniform(1, 2))
 
-    def _product(self, a, b):
+    def _product(self, a, b, start):
         depth = a.shape[-1]
         if self.order == "online" or depth == 0:
             return np.matmul(a, b)
         steps = range(depth)[::-1] if self.order == "reversed" else range(depth)
         if self.order != "in blocks":
-            return self._accumulate(a, b, steps)
+            return self._accumulate(a, b, steps, start)
         blocks = [self._accumulate(a, b, steps[i : i + BLOCK]) for i in range(0, depth, BLOCK)]
         total = blocks[0]
         for block in blocks[1:]:
             total = total + block
         return total
 
-    def _accumulate(self, a, b, steps):
+    def _accumulate(self, a, b, steps, start=None):
         total = a[..., :, steps[0], None] * b[..., steps[0], None, :]
+        total = total if start is None else start + total
         for k in steps[1:]:
             total = total + a[..., :, k, None] * b[..., k, None, :]
         return total
