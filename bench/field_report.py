@@ -25,8 +25,9 @@ def main():
         description="Judge other libraries' functions.", epilog=f"Example: {COMMAND} --out r.md"
     )
     parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each peer and dtype")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each peer, dtype and seed")
+    parser.add_argument("--seeds", type=int, default=1, help="so many of them, from 0")
+    parser.add_argument("--dtypes", nargs="*", help="those alone")
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     arguments = parser.parse_args()
     rows, failures = [], []
@@ -35,22 +36,29 @@ def main():
             version = "needs a GPU" if PEERS[name].device else "absent"
             rows.append(f"| `{name}` | {version} | {PEERS[name].operation} | – | not judged | |")
             continue
-        function, operation, arrays, claims = peer(name)
-        for dtype in claims.dtypes if operation not in PALETTE else ("uint8",):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                claimed = claims if operation in PALETTE else replace(claims, dtypes=(dtype,))
-                options = {"budget": arguments.seconds, "seed": arguments.seed}
-                report = check(function, operation, arrays=arrays, claims=claimed, **options)
-            print(name, dtype, report.verdict, flush=True)
-            rows.append(_row(name, dtype, report))
-            failures += [_section(name, dtype, report)] if report.failures else []
+        dtypes = PEERS[name].claims.dtypes if PEERS[name].operation not in PALETTE else ("uint8",)
+        for dtype in dtypes:
+            if arguments.dtypes and dtype not in (*arguments.dtypes, "uint8"):
+                continue
+            reports = [_report(name, dtype, arguments.seconds, seed) for seed in range(arguments.seeds)]
+            print(name, dtype, *(one.verdict for one in reports), flush=True)
+            rows.append(_row(name, dtype, reports))
+            failures += [_section(name, dtype, one) for one in reports if one.failures][:1]
     with replacing(arguments.out) as file:
         file.write("\n".join([*_head(arguments), *rows, "", *failures]).encode())
 
 
+def _report(name, dtype, seconds, seed):
+    function, operation, arrays, claims = peer(name)
+    claims = claims if operation in PALETTE else replace(claims, dtypes=(dtype,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return check(function, operation, arrays=arrays, claims=claims, budget=seconds, seed=seed)
+
+
 def _head(arguments):
-    command = f"{COMMAND} --out {arguments.out.name} --seconds {arguments.seconds:g} --seed {arguments.seed}"
+    command = f"{COMMAND} --out {arguments.out.name} --seconds {arguments.seconds:g} --seeds {arguments.seeds}"
+    command += f" --dtypes {' '.join(arguments.dtypes)}" if arguments.dtypes else ""
     return [
         "# What the oracle says of other libraries' functions on a CPU",
         "",
@@ -65,15 +73,20 @@ def _head(arguments):
     ]
 
 
-def _row(name, dtype, report):
+def _row(name, dtype, reports):
     package = {"open_clip": "open_clip_torch", "sklearn": "scikit-learn", "faiss": "faiss-cpu"}.get(
         PEERS[name].package, PEERS[name].package
     )
-    laws = ", ".join(one.law for one in report.failures)
-    smallest = explain.described(report.failures[0].arguments, report.failures[0].options) if laws else ""
-    verdict = f"FAIL ({laws})" if laws else report.verdict
+    failed = [one for one in reports if one.failures]
+    smallest, verdict = "", " ".join(sorted({one.verdict for one in reports}))
+    if failed:
+        first = failed[0].failures[0]
+        laws = sorted({one.law for report in failed for one in report.failures})
+        smallest, verdict = explain.described(first.arguments, first.options), f"FAIL ({', '.join(laws)})"
+    if len(reports) > 1:
+        verdict = f"{len(reports) - len(failed)} of {len(reports)} seeds without a failure: {verdict}"
     version = importlib.metadata.version(package)
-    return f"| `{name}` | {version} | {report.operation} | {dtype} | {verdict} | {smallest} |"
+    return f"| `{name}` | {version} | {reports[0].operation} | {dtype} | {verdict} | {smallest} |"
 
 
 def _section(name, dtype, report):
