@@ -28,6 +28,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=10.0, help="for each peer, dtype and seed")
     parser.add_argument("--seeds", type=int, default=1, help="so many of them, from 0")
     parser.add_argument("--dtypes", nargs="*", help="those alone")
+    parser.add_argument("--non-finite", action="store_true", help="judge NaN and infinities where not claimed, too")
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     arguments = parser.parse_args()
     rows, failures = [], []
@@ -40,7 +41,8 @@ def main():
         for dtype in dtypes:
             if arguments.dtypes and dtype not in (*arguments.dtypes, "uint8"):
                 continue
-            reports = [_report(name, dtype, arguments.seconds, seed) for seed in range(arguments.seeds)]
+            options = arguments.seconds, arguments.non_finite
+            reports = [_report(name, dtype, seed, *options) for seed in range(arguments.seeds)]
             print(name, dtype, *(one.verdict for one in reports), flush=True)
             rows.append(_row(name, dtype, reports))
             failures += [_section(name, dtype, one) for one in reports if one.failures][:1]
@@ -48,9 +50,10 @@ def main():
         file.write("\n".join([*_head(arguments), *rows, "", *failures]).encode())
 
 
-def _report(name, dtype, seconds, seed):
+def _report(name, dtype, seed, seconds, non_finite):
     function, operation, arrays, claims = peer(name)
-    claims = claims if operation in PALETTE else replace(claims, dtypes=(dtype,))
+    if operation not in PALETTE:
+        claims = replace(claims, dtypes=(dtype,), non_finite=claims.non_finite or non_finite)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return check(function, operation, arrays=arrays, claims=claims, budget=seconds, seed=seed)
@@ -58,6 +61,7 @@ def _report(name, dtype, seconds, seed):
 
 def _head(arguments):
     command = f"{COMMAND} --out {arguments.out.name} --seconds {arguments.seconds:g} --seeds {arguments.seeds}"
+    command += " --non-finite" if arguments.non_finite else ""
     command += f" --dtypes {' '.join(arguments.dtypes)}" if arguments.dtypes else ""
     return [
         "# What the oracle says of other libraries' functions on a CPU",

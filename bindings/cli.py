@@ -1,4 +1,4 @@
-"""The command line: ``saccade info``, ``saccade check`` and ``saccade demo``."""
+"""The command line: ``saccade info``, ``saccade check``, ``saccade bench`` and ``saccade demo``."""
 
 import importlib.util
 import json
@@ -81,7 +81,61 @@ def _application(typer):
             _write(script, report["failures"][0]["script"])
         sys.exit({"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}[report["verdict"]])
 
+    @app.command(
+        epilog="Example: saccade bench attention --providers torch-sdpa,saccade --suite vit --out bench-report"
+    )
+    def bench(
+        operation: str = typer.Argument(None, help="Of a suite's cases only those of this operation."),
+        providers: str = typer.Option(None, help="Names or module:function, by commas; the first is the base."),
+        suite: str = typer.Option(
+            None, help="deck (if nothing is given), vit, clip, igpt, palette, growth, or a .toml."
+        ),
+        sizes: str = typer.Option(None, help="One case instead of a suite: the operation's sizes, by commas."),
+        causal: bool = typer.Option(False, help="With --sizes: attention under a causal mask."),
+        dtype: list[str] = typer.Option(["float32"], help="May be repeated."),
+        gradients: bool = typer.Option(False, help="Time a forward pass with its gradients."),
+        seconds: float = typer.Option(1.0, help="Of timing for a row, at least."),
+        threads: int = typer.Option(None, help="For every provider; all processors if not given."),
+        seed: int = typer.Option(0, help="Seed of everything that is drawn."),
+        out: Path = typer.Option(None, help="Folder for index.html, table.md and results.json."),
+        json_file: Path = typer.Option(None, "--json", help="Write the results with every sample to this file."),
+        base: Path = typer.Option(None, help="Results of an earlier run: exit status 1 if something is slower now."),
+        replay: Path = typer.Option(None, help="Show, write and compare these results instead of running."),
+    ):
+        """How fast is what is right? Every provider is judged, then timed in turn with the first."""
+        absent = [name for name in ("hypothesis", "matplotlib") if importlib.util.find_spec(name) is None]
+        if absent:
+            sys.exit(f'saccade bench needs {", ".join(absent)}: pip install "saccade[cli,testing]"')
+        from saccade.bench import console
+
+        files = {"out": out, "json_file": json_file, "base": base}
+        try:
+            if replay is not None:
+                sys.exit(console.present(console.read(replay), **files))
+            cases = _cases(operation, suite, sizes, causal, dtype, gradients)
+            names = providers.split(",") if providers else None
+            options = {"seconds": seconds, "threads": threads, "seed": seed}
+            sys.exit(console.run_bench(cases, names, **files, **options))
+        except (OSError, ValueError) as error:
+            sys.exit(f"saccade bench: {str(error).removeprefix('bench: ')}")
+
     return app
+
+
+def _cases(operation, suite, sizes, causal, dtypes, gradients):
+    from dataclasses import replace
+
+    from saccade.bench import cases
+
+    known = [str(one) for one in cases.DTYPES]
+    for dtype in dtypes:
+        if dtype not in known:
+            raise ValueError(f"{dtype=}, expected one of {', '.join(known)}")
+    if sizes is None:
+        return cases.suite(suite or "deck", operation, dtypes, gradients)
+    numbers = [int(n) if n.strip().isdigit() else 0 for n in sizes.split(",")]
+    one = cases.case(operation, *numbers, **({"causal": True} if causal else {}))
+    return [replace(one, dtype=dtype, gradients=gradients) for dtype in dtypes]
 
 
 def _write(path, text):

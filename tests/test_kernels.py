@@ -14,7 +14,7 @@ from saccade.families import FAMILIES
 from saccade.testing.subject import PALETTE
 
 WALKED = {"numba": "test_kernels.py", "triton": "triton_interpreter.py", "cupy": "test_cuda_on_host.py"}
-SECONDS = 60.0 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 1.0
+SECONDS = 60.0 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 0.7
 
 
 @pytest.mark.parametrize(("operation", "function"), kernels_of("numba"))

@@ -38,9 +38,9 @@ def test_python_snippet_runs(i):
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("saccade")])
-def test_command_runs(command):
+def test_command_runs(command, tmp_path):
     script = Path(sys.executable).with_name("saccade")
-    done = subprocess.run([script, *command.split()[1:]], capture_output=True, text=True)
+    done = subprocess.run([script, *command.split()[1:]], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

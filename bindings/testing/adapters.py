@@ -21,6 +21,37 @@ def sdpa(backend):
     return attention
 
 
+def sdpa_of_torchs_choice():
+    import torch
+
+    def attention(query, key, value, *, causal=False, scale=None):
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
+
+    return attention
+
+
+def split_sdpa_of_peer():
+    import torch
+
+    def qkv_attention(qkv, *, causal=False, scale=None):
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        options = {"is_causal": causal, "scale": scale}
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
+        return out.transpose(1, 2).contiguous()
+
+    return qkv_attention
+
+
+def linear_cross_entropy_of_peer():
+    import torch
+
+    def linear_cross_entropy(hidden, weight, labels, **options):
+        logits = torch.nn.functional.linear(hidden, weight)
+        return torch.nn.functional.cross_entropy(logits, labels.long(), **options)
+
+    return linear_cross_entropy
+
+
 def flex_attention_of_peer():
     import torch
     from torch.nn.attention.flex_attention import flex_attention

@@ -82,16 +82,19 @@ class Standard:
         options: the keyword arguments.
         cotangents: the gradients of the outputs that are passed backwards; None if gradients are not judged.
         true_options: the keyword arguments as the reference says them, where the implementation's differ.
+        ordinary_ways: the ways to compute it, for inputs so large that all of ``ways`` would take too long.
     """
 
-    def __init__(self, operation, arguments, options=None, cotangents=None, true_options=None):
+    def __init__(
+        self, operation, arguments, options=None, cotangents=None, true_options=None, ordinary_ways=None
+    ):  # fmt: skip
         options = (options or {}) if true_options is None else true_options
         self.operation, self.cotangents = operation, cotangents
         self.outputs, self.gradients = truth(operation, arguments, options, cotangents)
         few = sum(np.size(x) for x in self.outputs) < FEW
         self._ordinary = []
         with np.errstate(all="ignore"):
-            for way in ways(working_dtype(arguments), repeats=32 if few else 4):
+            for way in ordinary_ways or ways(working_dtype(arguments), repeats=32 if few else 4):
                 results = getattr(ordinary, operation)(way, arguments, options, cotangents)
                 self._ordinary.append([_as_tuple(part) for part in results])
 

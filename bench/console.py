@@ -1,0 +1,62 @@
+"""``saccade bench`` on a terminal: a progress bar, the table, the files that were asked for."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from saccade.bench import report
+from saccade.bench.run import run
+from saccade.files import replacing
+
+
+def run_bench(cases, providers, *, out=None, json_file=None, base=None, **options):
+    """Run, show and write; the exit status: 1 if something is slower than in ``base``, else 0."""
+    columns = TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("measuring the machine")
+
+        def told(done, of, what):
+            bar.update(task, completed=done, total=of, description=what)
+
+        results = run(cases, providers, told=told, **options)
+    return present(results, out=out, json_file=json_file, base=base)
+
+
+def present(results, *, out=None, json_file=None, base=None):
+    """Show and write results that are there; the exit status as above."""
+    console = Console()
+    report.show(results, console)
+    if json_file is not None:
+        _write(json_file, json.dumps(results, indent=1))
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        _write(Path(out, "results.json"), json.dumps(results, indent=1))
+        _write(Path(out, "table.md"), report.markdown(results))
+        _write(Path(out, "index.html"), report.html(results))
+        console.print(f"{Path(out, 'index.html')}")
+    slower = report.regressions(results, read(base)) if base is not None else []
+    for line in slower:
+        console.print(f"[red]{line}[/red]")
+    return int(bool(slower))
+
+
+def read(path):
+    """Results that an earlier run wrote.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        results = json.loads(Path(path).read_text())
+        if not isinstance(results["rows"], list) or "limits" not in results:
+            raise KeyError("limits")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise ValueError(f"bench: {path} holds no results, expected what saccade bench --json wrote") from None
+    return results
+
+
+def _write(path, text):
+    with replacing(path) as file:
+        file.write(text.encode())

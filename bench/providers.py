@@ -1,0 +1,206 @@
+"""Who computes: providers by their names.
+
+A provider is a function of a ``Problem`` that returns ``(forward, backward)``, two functions without arguments:
+``forward()`` gives the operation's outputs, ``backward()`` runs forward and backward and gives the gradients, one for
+each name in ``saccade.testing.gate.GRADIENTS[operation]`` (None where there is none). ``backward`` is None where
+gradients are not on offer. A provider that does not apply returns ``(None, "the reason")``.
+
+    def provider(problem):
+        inputs = problem.arrays("torch")
+        return lambda: my_attention(*inputs.arguments, **inputs.options), None
+
+Known are saccade's own, and every peer of ``saccade.testing.peers``. Others come as "module:function" or by the entry
+point group ``saccade.providers``.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import shutil
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import saccade
+from saccade import reference
+from saccade.bench.problem import Problem
+from saccade.testing.claims import Claims
+from saccade.testing.gate import GRADIENTS
+from saccade.testing.peers import PEERS
+from saccade.testing.subject import differentiable, names_of
+
+GROUP = "saccade.providers"
+COMPILED = ("torch-flex-attention",)  # whose authors say that only compiled it is fast
+
+
+def provider(name):
+    """The provider of a name.
+
+    Raises:
+        ValueError: there is none, or it cannot be imported.
+    """
+    if name in OWN:
+        return OWN[name]
+    if name in PEERS:
+        return partial(_of_peer, name)
+    entries = {one.name: one for one in importlib.metadata.entry_points(group=GROUP)}
+    try:
+        if name in entries:
+            return entries[name].load()
+        module, _, attribute = name.partition(":")
+        if attribute:
+            return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"bench: provider {name!r} cannot be imported: {error}") from error
+    known = ", ".join([*OWN, *PEERS, *entries])
+    raise ValueError(f"bench: provider={name!r}, expected module:function or one of {known}")
+
+
+def claims_of(name, provider):
+    """What a provider promises: a peer's own claims, its attribute ``claims``, or the ordinary inputs of a model."""
+    if name in OWN:
+        return Claims()
+    usual = Claims(value_dims=False, soft_labels=False, ignored=False, non_finite=False, deterministic=False)
+    return PEERS[name].claims if name in PEERS else getattr(provider, "claims", usual)
+
+
+def known(operation):
+    """The names of all providers that may apply to an operation."""
+    peers = [name for name, one in PEERS.items() if one.operation == operation]
+    return [*OWN, *peers, *(one.name for one in importlib.metadata.entry_points(group=GROUP))]
+
+
+def _of_arrays(functions, problem):
+    """A backend's functions of NumPy arrays, its gradients by ``name_forward`` and ``name_backward``."""
+    inputs, name = problem.arrays("numpy"), problem.operation
+    if name == "fit":
+        module = "saccade.reference.palette" if functions is reference else "saccade.kernels.numba.palette"
+        fit = importlib.import_module(module).fit
+        return lambda: fit(*inputs.arguments, **inputs.options), None
+    function, forward = getattr(functions, name), getattr(functions, f"{name}_forward")
+    backward = getattr(functions, f"{name}_backward")
+
+    def gradients():
+        _, saved = forward(*inputs.arguments, **inputs.options)
+        return backward(saved, *inputs.cotangents)
+
+    return lambda: function(*inputs.arguments, **inputs.options), gradients
+
+
+def _face_of_torch(problem):
+    if problem.operation == "fit":
+        return None, "palettes are NumPy's"
+    return _by_torch(getattr(saccade, problem.operation), problem, problem.arrays("torch"))
+
+
+def _by_torch(function, problem, inputs):
+    """A function of tensors, its gradients by autograd."""
+    import torch
+
+    moving = [x is not None for x in differentiable(problem.operation, problem.arguments, problem.options)]
+    names = names_of(problem.operation)
+    leaves_at = [names.index(one) for one, moves in zip(GRADIENTS[problem.operation], moving, strict=True) if moves]
+
+    def forward():
+        with torch.inference_mode():
+            return function(*inputs.arguments, **inputs.options)
+
+    def backward():
+        given, leaves = list(inputs.arguments), []
+        for place in leaves_at:
+            given[place] = given[place].detach().requires_grad_()
+            leaves.append(given[place])
+        out = function(*given, **inputs.options)
+        outputs = out if isinstance(out, tuple) else (out,)
+        found = iter(torch.autograd.grad(outputs, leaves, [g.to(outputs[0].dtype) for g in inputs.cotangents]))
+        return tuple(next(found) if moves else None for moves in moving)
+
+    return forward, backward
+
+
+def _by_jax(function, problem, inputs):
+    import jax  # pyright: ignore[reportMissingImports]
+
+    moving = [x is not None for x in differentiable(problem.operation, problem.arguments, problem.options)]
+    call = jax.jit(lambda *x: function(*x, **inputs.options))
+
+    @jax.jit
+    def pulled(arguments, cotangents):
+        outputs, pull = jax.vjp(lambda *x: call(*x), *arguments)
+        (cotangent,) = cotangents
+        return pull(cotangent.astype(outputs.dtype))
+
+    def backward():
+        found = iter(jax.block_until_ready(pulled(inputs.arguments, inputs.cotangents)))
+        return tuple(next(found) if moves else None for moves in moving)
+
+    return lambda: jax.block_until_ready(call(*inputs.arguments)), backward
+
+
+def _of_peer(name, problem):
+    peer, claims = PEERS[name], PEERS[name].claims
+    if peer.operation != problem.operation:
+        return None, f"it is {peer.operation}"
+    if not peer.installed:
+        return None, f"{peer.package} is not installed"
+    if peer.device is not None:
+        return None, "it needs a GPU"
+    if problem.operation != "fit" and problem.dtype not in claims.dtypes:
+        return None, f"it takes no {problem.dtype}"
+    for option in problem.options:
+        if problem.operation in ("attention", "qkv_attention") and not claims.takes(problem.operation, option):
+            return None, f"it knows no {option}"
+    if problem.operation == "attention" and problem.options.get("causal") and claims.causal != "end":
+        lengths = {x.shape[2] for x in problem.arguments[:2]}
+        if len(lengths) > 1:
+            return None, "its causal mask is aligned at the start"
+    width = problem.arguments[0].shape[-1]
+    if claims.head_dims is not None and width not in claims.head_dims:
+        return None, f"it takes no head dimension {width}"
+    function = peer.make()
+    inputs = problem.arrays(peer.arrays, claims.axes)
+    if peer.arrays == "jax":
+        return _by_jax(function, problem, inputs)
+    if peer.arrays == "torch":
+        if name in COMPILED and problem.timed:
+            import torch
+
+            if shutil.which(os.environ.get("CXX", "g++")) is None:
+                return None, "it is meant to be compiled, and there is no C++ compiler"
+            function = torch.compile(function)
+        forward, backward = _by_torch(function, problem, inputs)
+        return forward, backward if claims.gradients else None
+    return lambda: function(*inputs.arguments, **inputs.options), None
+
+
+OWN = {
+    "saccade": partial(_of_arrays, saccade),
+    "saccade-torch": _face_of_torch,
+    "reference": partial(_of_arrays, reference),
+}
+
+
+def function_of(provider, operation):
+    """(the function, its vjp) that a provider amounts to, on NumPy arrays: what the oracle judges.
+
+    A problem for which the provider does not apply raises ValueError with the reason.
+    """
+
+    def applied(arguments, options, cotangents=()) -> tuple[Any, Any, Any]:
+        problem = Problem(operation, arguments, options, cotangents)
+        forward, backward = provider(problem)
+        if forward is None:
+            raise ValueError(f"it does not apply: {backward}")
+        return problem, forward, backward
+
+    def function(*arguments, **options):
+        problem, forward, _ = applied(arguments, options)
+        first, *others = (np.array(y) for y in problem.outputs(forward()))
+        return (first, *others) if others else first
+
+    def vjp(arguments, options, cotangents):
+        problem, _, backward = applied(arguments, options, cotangents)
+        return tuple(None if y is None else np.array(y) for y in problem.gradients_of(backward()))
+
+    return function, vjp

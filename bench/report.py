@@ -1,0 +1,178 @@
+"""What a benchmark found: a table on the terminal, Markdown, and one HTML page with its pictures inside."""
+
+import numpy as np
+
+from saccade.recipes.report import figure, page, paragraph, table
+
+HEADER = ("case", "provider", "verdict", "cold ms", "warm ms", "× base, cold", "GF/s", "% of limit", "peak MB")
+
+
+def cells(row):
+    """A row of the table, as texts."""
+    head = (row["case"], row["provider"])
+    if row["verdict"] != "PASS":
+        return *head, row["verdict"], "", "", "", "", "", row["reason"][:160]
+    seconds, against = row["seconds"], row.get("ratio")
+    rate = f"{row['flops'] / seconds['warm'] / 1e9:.0f}" if row["flops"] else ""
+    memory = "" if row["peak memory"] is None else f"{row['peak memory'] / 2**20:.1f}"
+    times = f"{1e3 * seconds['cold']:.3f}", f"{1e3 * seconds['warm']:.3f}"
+    share = f"{100 * row['share of limit']:.0f} ({row['binding limit']})"
+    return *head, "PASS", *times, "" if against is None else said(against["cold"]), rate, share, memory
+
+
+def said(ratio):
+    """A ratio with its interval in words."""
+    return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] {ratio['verdict']}"
+
+
+def conditions(results):
+    """The machine and the settings, in two sentences."""
+    machine, limits = results["machine"], results["limits"]
+    gemm = ", ".join(f"{rate / 1e9:.0f} GF/s in {dtype}" for dtype, rate in limits["gemm"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    return (
+        f"{machine['processor']['name']}, {machine['threads']} threads for every provider, {machine['time']}; "
+        f"{versions}. The machine's own limits, measured in the same run: products of matrices {gemm}, copies "
+        f"{limits['bandwidth'] / 1e9:.1f} GB/s."
+    )
+
+
+def markdown(results):
+    """A table for a README."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    lines += ["| " + " | ".join(str(cell).replace("|", "/") for cell in cells(row)) + " |" for row in results["rows"]]
+    return "\n".join([conditions(results), "", *lines, ""])
+
+
+def show(results, console):
+    """Tables on a terminal, one a case."""
+    from rich.table import Table
+
+    console.print(conditions(results))
+    for case in dict.fromkeys(row["case"] for row in results["rows"]):
+        drawn = Table(*HEADER[1:], title=f"\n{case}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        rows = [row for row in results["rows"] if row["case"] == case]
+        for row in rows:
+            if row["verdict"] != "does not apply":
+                drawn.add_row(*cells(row)[1:-1], "" if row["verdict"] != "PASS" else cells(row)[-1])
+        console.print(drawn)
+        for row in rows:
+            if row["verdict"] != "PASS":
+                colour = "dim" if row["verdict"] == "does not apply" else "red"
+                console.print(f"{row['provider']}: {row['verdict']}: {row['reason'][:300]}", style=colour, markup=False)
+
+
+def html(results):
+    """One self-contained page."""
+    sections = [("Ratios", _ratios(results)), ("Limits", _roofline(results))]
+    if growth := _growth(results):
+        sections.append(("Growth", growth))
+    sections.append(("Rows", table(HEADER, [cells(row) for row in results["rows"]])))
+    what = (
+        "Every provider is judged before it is timed, by the whole oracle and on the very case; one that is wrong has "
+        "a verdict and no time. A ratio is the base's time by the row's, from calls made in turn on numbers that "
+        "change before each of them; brackets are 95 % bootstrap intervals."
+    )
+    return page("Benchmark", paragraph(what) + paragraph(conditions(results)), sections)
+
+
+def _timed(results):
+    return [row for row in results["rows"] if row["verdict"] == "PASS"]
+
+
+def _ratios(results):
+    from matplotlib import pyplot
+
+    rows = [row for row in _timed(results) if row.get("ratio") and row["provider"] != row["base"]]
+    if not rows:
+        return paragraph("Nothing was timed beside the base.")
+    plot, axes = pyplot.subplots(figsize=(6, 1 + 0.4 * len(rows)))
+    middle = np.array([row["ratio"]["cold"]["median"] for row in rows])
+    ends = np.array([[row["ratio"]["cold"][end] for row in rows] for end in ("low", "high")])
+    at = np.arange(len(rows))[::-1]
+    axes.barh(at, middle - 1, left=1, color=["#2a78c2" if x > 1 else "#c2792a" for x in middle], height=0.7)
+    axes.errorbar(middle, at, xerr=np.abs(ends - middle), fmt="none", ecolor="#222", capsize=2, linewidth=1)
+    axes.set_yticks(at, [f"{row['provider']}\n{row['case']}" for row in rows], fontsize=7)
+    axes.axvline(1, color="#222", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"speed, {rows[0]['base']} = 1 (cold cache)")
+    return figure(plot, "Speed relative to the base, with 95 % intervals; to the right of 1 is faster.")
+
+
+def _roofline(results):
+    from matplotlib import pyplot
+
+    rows = [row for row in _timed(results) if row["flops"]]
+    if not rows:
+        return paragraph("No case has products of matrices.")
+    plot, axes = pyplot.subplots(figsize=(8, 5))
+    names = sorted({row["provider"] for row in rows})
+    for name in names:
+        mine = [row for row in rows if row["provider"] == name]
+        intensity = [row["flops"] / row["bytes"] for row in mine]
+        axes.plot(
+            intensity, [row["flops"] / row["seconds"]["warm"] / 1e9 for row in mine], "o", label=name, markersize=5
+        )
+    low, high = axes.get_xlim()
+    span = np.geomspace(max(low, 0.1), high, 100)
+    for dtype, rate in results["limits"]["gemm"].items():
+        roof = np.minimum(rate, span * results["limits"]["bandwidth"]) / 1e9
+        axes.plot(span, roof, linewidth=1.2, label=f"limit, {dtype}")
+    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GF/s (warm cache)")
+    axes.legend(fontsize=7)
+    return figure(plot, "Counted operations by time, below the machine's measured limits.")
+
+
+def growth_of(results):
+    """{(operation, provider, the axis that grows): (lengths, seconds, fitted exponent)} where a case grows."""
+    groups = {}
+    for row in _timed(results):
+        groups.setdefault((row["operation"], row["provider"], row["dtype"], row["gradients"]), []).append(row)
+    found = {}
+    for (operation, provider, *_), rows in groups.items():
+        axis = {"attention": "t"}.get(operation, "n")
+        fixed = {tuple(v for k, v in row["sizes"].items() if k not in ("t", "s", axis)) for row in rows}
+        lengths = [row["sizes"].get(axis) for row in rows]
+        if len(fixed) > 1 or len(set(lengths)) < 3:
+            continue
+        order = np.argsort(lengths)
+        n, seconds = np.array(lengths)[order], np.array([rows[i]["seconds"]["warm"] for i in order])
+        found[operation, provider, axis] = n, seconds, float(np.polyfit(np.log(n), np.log(seconds), 1)[0])
+    return found
+
+
+def _growth(results):
+    from matplotlib import pyplot
+
+    found, content = growth_of(results), ""
+    for operation in dict.fromkeys(key[0] for key in found):
+        plot, axes = pyplot.subplots(figsize=(6, 4))
+        mine = {key: value for key, value in found.items() if key[0] == operation}
+        for (_, provider, _), (n, seconds, exponent) in mine.items():
+            axes.plot(n, 1e3 * seconds, "o-", label=f"{provider}: ∝ {next(iter(mine))[2]}^{exponent:.2f}")
+        axes.set(xscale="log", yscale="log", xlabel=next(iter(mine))[2], ylabel="ms (warm cache)")
+        axes.legend(fontsize=8)
+        content += figure(plot, f"How the time of {operation} grows, with fitted exponents.")
+    return content
+
+
+def regressions(results, before):
+    """Texts about rows that are slower than in the run ``before``, by more than noise: the intervals do not meet."""
+    old = {(row["case"], row["provider"]): row for row in _timed(before)}
+    found = []
+    for row in _timed(results):
+        then = old.get((row["case"], row["provider"]))
+        if then is None:
+            continue
+        floor = row["ratio"]["warm"]["floor"] if row.get("ratio") else 1.05
+        if _interval(row)[0] > floor * _interval(then)[1]:
+            change = row["seconds"]["warm"] / then["seconds"]["warm"]
+            found.append(f"{row['case']}: {row['provider']} takes {change:.2f} times as long as before")
+    return found
+
+
+def _interval(row):
+    """The 95 % bootstrap interval of the median of the warm samples, in seconds."""
+    x = np.asarray(row["samples"]["warm"])
+    drawn = np.median(x[np.random.default_rng(0).integers(0, len(x), (1000, len(x)))], axis=1)
+    return np.percentile(drawn, [2.5, 97.5])

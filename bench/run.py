@@ -1,0 +1,133 @@
+"""Run cases and providers: every row in its own process, its ratio to the base from calls made in turn."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from saccade import environment
+from saccade.bench import limits, timing
+from saccade.bench.providers import known, provider
+
+LIMIT = 300.0  # seconds for a row
+LIES = 3.0  # how much longer calls may take by this process's clock than by the worker's
+
+
+def run(cases, providers=None, *, seconds=1.0, oracle=4.0, threads=None, seed=0, told=None):
+    """Judge and time: the results as a dictionary that JSON can carry.
+
+    Args:
+        cases: a list of ``Case``.
+        providers: names; the first that is given is the base of every ratio. All known ones if None.
+        seconds: of timing for a row, at least; the base has as many in each row.
+        oracle: seconds of the whole oracle, once for each provider, operation and dtype; 0 for none.
+        threads: for every provider; all processors if None.
+        seed: of all that is drawn.
+        told: called with (done, of, what) before each row.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    for name in providers or ():
+        provider(name)  # one that is not there ends the run before it begins
+    dtypes = sorted({case.dtype for case in cases})
+    results = {
+        "machine": _machine(threads), "limits": limits.measured(dtypes, threads), "seconds": seconds, "seed": seed,
+        "rows": [],
+    }  # fmt: skip
+    rows = [(case, name) for case in cases for name in providers or known(case.operation)]
+    judged, floors = {}, {}
+    for done, (case, name) in enumerate(rows):
+        if told is not None:
+            told(done, len(rows), f"{case.name}: {name}")
+        base = (providers or known(case.operation))[0]
+        key = (name, case.operation, case.dtype, case.gradients)
+        task = {
+            "case": asdict(case), "provider": name, "base": base, "seconds": seconds, "threads": threads,
+            "seed": seed, "oracle": 0 if key in judged else oracle, "limit": LIMIT,
+        }  # fmt: skip
+        row = judged.get(key) or _worked(task)
+        if row.get("oracle"):  # what it said of this provider holds for its other cases
+            judged[key] = row if row["oracle"] != "PASS" else {}
+        row = {"case": case.name, **asdict(case), "provider": name, "base": base, **row}
+        results["rows"].append(_with_figures(row, results["limits"], floors, np.random.default_rng(seed)))
+    return results
+
+
+def _machine(threads):
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "processor": environment.processor(), "versions": environment.versions(), "threads": threads,
+        "system": platform.platform(), "commit": commit.stdout.strip() or None,
+        "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+    }  # fmt: skip
+
+
+def _worked(task):
+    """The row that a worker makes of a task; of its own end, if it makes none."""
+    counts = {f"{name}_NUM_THREADS": str(task["threads"]) for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+    with tempfile.TemporaryDirectory(prefix="saccade-bench-") as folder:
+        Path(folder, "task.json").write_text(json.dumps(task))
+        journal = Path(folder, "journal")
+        journal.touch()
+        command = [sys.executable, "-P", "-m", "saccade.bench.worker", folder]
+        environment_ = {**os.environ, **counts}
+        worker = subprocess.Popen(command, env=environment_, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            burst = _watched(worker, journal, task["limit"] + 30)
+        finally:
+            worker.kill()
+            _, said = worker.communicate()
+        result = Path(folder, "result.json")
+        if not result.exists():
+            last = (said.decode(errors="replace").strip().splitlines() or [""])[-1][:200]
+            return {"verdict": "ERROR", "reason": f"its process ended with {worker.returncode}, or hung: {last}"}
+        row = json.loads(result.read_text())
+        if row["verdict"] == "PASS" and burst is not None:
+            count, lasted = burst
+            claimed = count * float(np.median(row["samples"]["warm"]))
+            if lasted > LIES * claimed + 0.1:
+                reason = f"{count} calls took {lasted:.3g} s by another clock, {claimed:.3g} s by its own"
+                return {"verdict": "FAIL", "reason": reason}
+        return row
+
+
+def _watched(worker, journal, most):
+    """(how many calls, seconds) of the worker's burst by this process's clock, or None."""
+    start, begun, count, burst = time.perf_counter(), 0.0, 0, None
+    while worker.poll() is None and time.perf_counter() - start < most:
+        time.sleep(0.005)
+        lines = journal.read_text().splitlines()
+        if not begun and lines and lines[-1].startswith("burst begins"):
+            begun, count = time.perf_counter(), int(lines[-1].split()[-1])
+        if begun and burst is None and lines[-1] == "burst ends":
+            burst = count, time.perf_counter() - begun
+    return burst
+
+
+def _with_figures(row, machine_limits, floors, rng):
+    """The row with medians, ratio and share of the machine's limit; the noise floor is the base's against itself."""
+    if row["verdict"] != "PASS":
+        return row
+    row["seconds"] = {cache: float(np.median(x)) for cache, x in row["samples"].items()}
+    rate = machine_limits["gemm"][row["dtype"]]
+    limit = {"products": row["flops"] / rate, "bytes": row["bytes"] / machine_limits["bandwidth"]}
+    row["binding limit"] = max(limit, key=lambda name: limit[name])
+    row["share of limit"] = max(limit.values()) / row["seconds"]["warm"]
+    if row["base samples"] is None:
+        return row
+    row["ratio"] = {}
+    for cache in ("cold", "warm"):
+        median, low, high = timing.ratio(row["base samples"][cache], row["samples"][cache], rng)
+        key = row["case"], cache
+        if row["provider"] == row["base"]:  # the same code twice: what differs is noise
+            floors[key] = max(high, 1 / low)
+        floor = max(1.02, floors.get(key, 1.05))
+        said = timing.verdict(low, high, floor)
+        row["ratio"][cache] = {"median": median, "low": low, "high": high, "floor": floor, "verdict": said}
+    return row

@@ -1,0 +1,108 @@
+"""How long calls take: two contenders in turn, on numbers that change before every call, with a cold and a warm cache.
+
+The clock is taken when this module is imported, before any provider is; what a provider does to ``time`` later does not
+reach it. Right after the clock stops, some of the results are copied: work that goes on elsewhere is not there yet.
+"""
+
+from dataclasses import dataclass, field
+from time import perf_counter, perf_counter_ns, sleep
+from typing import Any
+
+import numpy as np
+
+SAMPLES, FEWEST = 15, 5  # of each contender and cache, at least; where they take longer than PATIENCE, fewer
+PATIENCE = 20.0  # seconds
+ENTRIES = 64
+FLUSHED = 1 << 26  # bytes read and written to empty the caches; raised where the machine's are larger
+PAUSE = 0.004  # seconds, so that one contender's spinning threads sleep when the other begins
+
+
+@dataclass
+class Contender:
+    """A call that is timed.
+
+    Attributes:
+        problem: whose numbers are changed before each call.
+        call: without arguments.
+        taken: what a call returned -> a tuple of NumPy arrays.
+        samples: seconds, by "cold" and "warm".
+        seen: (which inputs, the copied entries) after each call.
+    """
+
+    problem: Any
+    call: Any
+    taken: Any
+    samples: dict = field(default_factory=lambda: {"cold": [], "warm": []})
+    seen: list = field(default_factory=list)
+
+
+def entries(arrays, rng=None):
+    """Some entries of every array, always the same ones, as one float64 vector."""
+    taken = []
+    for x in arrays:
+        if x is not None and np.size(x):
+            at = np.linspace(0, np.size(x) - 1, ENTRIES).astype(np.int64)
+            taken.append(np.asarray(x.reshape(-1)[at] if x.flags.c_contiguous else x.flat[at]).astype(np.float64))
+    return np.concatenate(taken) if taken else np.zeros(0)
+
+
+def _timed(contender, inputs, which, cache, flush, clock=perf_counter_ns):
+    contender.problem.fill(*inputs[which])
+    if cache == "cold":
+        flush += 1
+    sleep(PAUSE)
+    start = clock()
+    returned = contender.call()
+    stop = clock()
+    seen = entries(contender.taken(returned))
+    return (stop - start) * 1e-9, seen
+
+
+def warm_up(contender, inputs, seconds=1.0):
+    """Call until three calls take as long as the three before them, or for so many seconds; the last duration."""
+    flush, times, start = np.zeros(1, np.uint8), [], perf_counter()
+    while True:
+        times.append(_timed(contender, inputs, len(times) % 2, "warm", flush)[0])
+        settled = len(times) >= 6 and np.median(times[-3:]) > 0.9 * np.median(times[-6:-3])
+        if settled or (len(times) >= 2 and perf_counter() - start > seconds):
+            return times[-1]
+
+
+def race(contenders, inputs, seconds, rng):
+    """Time the contenders in turn, the first one first every other time, until the seconds are over."""
+    flush = np.zeros(FLUSHED, np.uint8)
+    start, rounds = perf_counter(), 0
+    while rounds < SAMPLES or perf_counter() - start < seconds:
+        for cache in ("cold", "warm"):
+            which = int(rng.integers(2))
+            for contender in contenders if rounds % 2 else contenders[::-1]:
+                taken, seen = _timed(contender, inputs, which, cache, flush)
+                contender.samples[cache].append(taken)
+                contender.seen.append((which, seen))
+        rounds += 1
+        if rounds >= FEWEST and perf_counter() - start > max(PATIENCE, 6 * seconds):
+            break  # calls so slow that fewer samples have to do
+
+
+def stale(contender, results):
+    """How many timed calls gave results nearer to those of the other inputs than to those of their own."""
+    apart = np.linalg.norm(results[0] - results[1])
+    return sum(
+        bool(not np.linalg.norm(seen - results[which]) < 0.5 * apart) for which, seen in contender.seen
+    )  # fmt: skip
+
+
+def ratio(base, row, rng, draws=2000):
+    """The median of base / row over paired samples, with a 95 % bootstrap interval: (median, low, high)."""
+    ratios = np.asarray(base) / np.asarray(row)
+    drawn = np.median(ratios[rng.integers(0, len(ratios), (draws, len(ratios)))], axis=1)
+    return float(np.median(ratios)), *(float(x) for x in np.percentile(drawn, [2.5, 97.5]))
+
+
+def verdict(low, high, floor):
+    """Of a row against the base: "faster", "slower", "same" within the noise floor, or "unclear"."""
+    if low > floor:
+        return "faster"
+    if high < 1 / floor:
+        return "slower"
+    return "same" if low > 1 / floor and high < floor else "unclear"

@@ -1,0 +1,174 @@
+"""One row of a benchmark in a process of its own, so that a provider that crashes or hangs costs that row alone.
+
+``python -m saccade.bench.worker FOLDER`` reads ``task.json`` there and writes ``result.json``; what it is doing stands
+in ``journal``.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from saccade.bench import judging, timing
+from saccade.bench.cases import Case
+from saccade.bench.problem import Problem
+from saccade.bench.providers import claims_of, provider
+from saccade.testing import gate
+from saccade.testing.subject import expected_outputs, time_limit
+
+BURST, MOST = 0.3, 500  # seconds of calls, and how many, that the parent process takes the time of, too
+
+
+def row(task, tell):
+    """Judge and time one provider on one case, beside the base if there is one: the row as a dictionary."""
+    case, rng = Case(**task["case"]), np.random.default_rng(task["seed"])
+    _threads(task["threads"])
+    made = provider(task["provider"])
+    inputs = [_drawn(case, int(rng.integers(2**32))) for _ in range(2)]
+    forward, backward, problem = _applied(made, case, inputs[0])
+    if forward is None:
+        return {"verdict": "does not apply", "reason": backward}
+    oracle = None
+    if task["oracle"]:
+        tell("judging")
+        oracle, says = judging.judge_provider(made, claims_of(task["provider"], made), case, task["oracle"])
+        if oracle != "PASS":
+            return {"verdict": oracle, "reason": says or "too little could be judged", "oracle": oracle}
+    tell("judging the case")
+    found = _judged(case, problem, inputs, forward, backward, rng)
+    if found is not None:
+        return {**found, "oracle": oracle}
+    contenders = [_contender(case, problem, forward, backward)]
+    against, its_backward, its_problem = _applied(provider(task["base"]), case, inputs[0])
+    if against is not None:
+        contenders.append(_contender(case, its_problem, against, its_backward))
+    tell("timing")
+    raced = _raced(case, contenders, inputs, task["seconds"], rng, tell)
+    if raced["verdict"] == "PASS":
+        raced = _judged(case, problem, inputs[::-1], forward, backward, rng) or raced
+    return {**raced, "oracle": oracle}
+
+
+def _raced(case, contenders, inputs, seconds, rng, tell):
+    mine = contenders[0]
+    filled = [(arguments, cotangents) for arguments, _, cotangents in inputs]
+    for one in contenders:
+        timing.warm_up(one, filled)
+    timing.race(contenders, filled, seconds, rng)
+    results = []
+    for numbers in filled:
+        mine.problem.fill(*numbers)
+        returned = mine.call()
+        time.sleep(0.02)
+        results.append(timing.entries(mine.taken(returned)))
+    if late := timing.stale(mine, results):
+        return {"verdict": "FAIL", "reason": f"{late} of {len(mine.seen)} timed calls had not their own results"}
+    burst = int(min(MOST, 1 + BURST / max(1e-9, np.median(mine.samples["warm"]))))
+    tell(f"burst begins {burst}")
+    for _ in range(burst):
+        mine.call()
+    tell("burst ends")
+    flops, size = case.work()
+    return {
+        "verdict": "PASS", "samples": mine.samples,
+        "base samples": contenders[1].samples if len(contenders) > 1 else None,
+        "flops": flops, "bytes": size, "peak memory": _peak_memory(mine),
+    }  # fmt: skip
+
+
+def _drawn(case, seed):
+    arguments, options = case.inputs(seed)
+    if not case.gradients:
+        return arguments, options, ()
+    return arguments, options, gate.draw_cotangents(_like_outputs(case, arguments, options), seed)
+
+
+def _like_outputs(case, arguments, options):
+    """Arrays of the outputs' shapes and dtypes, without computing outputs that are large."""
+    if case.operation == "attention":
+        query, _, value = arguments
+        return (np.ones((*query.shape[:3], value.shape[3]), query.dtype),)
+    if case.operation == "qkv_attention":
+        return (np.ones(arguments[0][:, :, 0].shape, arguments[0].dtype),)
+    if case.operation in judging.ROWWISE:
+        return (np.ones_like(arguments[0]),)
+    return expected_outputs(case.operation, arguments, options)
+
+
+def _applied(made, case, inputs):
+    problem = Problem(case.operation, *inputs, timed=True)
+    forward, backward = made(problem)
+    if forward is not None and case.gradients and backward is None:
+        return None, "it offers no gradients", problem
+    return forward, backward, problem
+
+
+def _judged(case, problem, inputs, forward, backward, rng):
+    """None if the provider is right on both inputs, else the row that says what is wrong."""
+    for arguments, options, cotangents in inputs:
+        part = judging.part_of(case, arguments, options, cotangents, rng)
+        problem.fill(arguments, part.whole_cotangents)
+        judged = judging.judge_case(problem, part, forward, backward if case.gradients else None)
+        failed = [str(one) for one in judged if one.verdict == "FAIL"]
+        if failed:
+            return {"verdict": "FAIL", "reason": "on the case: " + "; ".join(failed)}
+    return None
+
+
+def _contender(case, problem, forward, backward):
+    call, taken = (backward, problem.gradients_of) if case.gradients else (forward, problem.outputs)
+    return timing.Contender(problem, call, taken)
+
+
+def _threads(count):
+    from saccade.kernels.numba.threads import set_threads
+
+    set_threads(count)
+    if importlib.util.find_spec("torch") is not None:  # whoever imports it later
+        import torch
+
+        torch.set_num_threads(count)
+
+
+def _peak_memory(contender):
+    """Bytes that a call takes beyond what the process holds before it; None where the system does not tell."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        contender.call()
+        return max(0, _status("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
+
+
+def main(folder):
+    """Read the task, do it, write the result or the error."""
+    task = json.loads(Path(folder, "task.json").read_text())
+    journal = os.open(Path(folder, "journal"), os.O_WRONLY | os.O_APPEND)
+
+    def tell(line):
+        os.write(journal, f"{line}\n".encode())
+
+    sys.path.append(os.getcwd())
+    try:
+        with time_limit(task["limit"]):
+            result = row(task, tell)
+    except Exception as error:  # a provider may raise anything
+        said = (str(error).splitlines() or [""])[0][:200]
+        result = {"verdict": "ERROR", "reason": f"it raised {type(error).__name__}: {said}"}
+    done = Path(folder, "done.json")
+    done.write_text(json.dumps(result))
+    done.rename(Path(folder, "result.json"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

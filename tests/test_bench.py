@@ -1,0 +1,321 @@
+"""The benchmark harness: wrong providers get no time, cheats are caught or timed truthfully, files come out right."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from saccade.bench import cases, judging, limits, report, run, timing
+from saccade.bench.problem import Problem
+from saccade.bench.providers import known, provider
+from saccade.testing import gate
+
+USERS = """
+import ctypes, threading, time
+import numpy as np
+import saccade
+
+def right(problem):
+    inputs = problem.arrays("numpy")
+    def backward():
+        _, saved = saccade.gelu_forward(*inputs.arguments, **inputs.options)
+        return saccade.gelu_backward(saved, *inputs.cotangents)
+    return lambda: saccade.gelu(*inputs.arguments, **inputs.options), backward
+
+def zeros(problem):
+    inputs = problem.arrays("numpy")
+    return lambda: np.zeros_like(inputs.arguments[0]), None
+
+def cached(problem):
+    inputs, kept = problem.arrays("numpy"), []
+    def forward():
+        if not kept:
+            kept.append(saccade.gelu(*inputs.arguments, **inputs.options))
+        return kept[0].copy()
+    return forward, None
+
+def cached_gradient(problem):
+    forward, backward = right(problem)
+    kept = []
+    def gradients():
+        if not kept:
+            kept.append(backward())
+        return tuple(x.copy() for x in kept[0])
+    return forward, gradients
+
+def elsewhere(problem):
+    inputs = problem.arrays("numpy")
+    out = np.empty_like(inputs.arguments[0])
+    def work():
+        time.sleep(0.004)
+        out[...] = saccade.gelu(*inputs.arguments, **inputs.options)
+    def forward():
+        threading.Thread(target=work).start()
+        return out
+    return forward, None
+
+def late_when_timed(problem):
+    inputs, calls = problem.arrays("numpy"), []
+    out = np.empty_like(inputs.arguments[0])
+    def work():
+        time.sleep(0.004)
+        out[...] = saccade.gelu(*inputs.arguments, **inputs.options)
+    def forward():
+        calls.append(threading.Thread(target=work))
+        calls[-1].start()
+        if len(calls) <= 2:
+            calls[-1].join()
+        return out
+    return forward, None
+
+def wrong_at_tails(problem):
+    inputs = problem.arrays("numpy")
+    def forward():
+        out = saccade.gelu(*inputs.arguments, **inputs.options)
+        if out.shape[-1] % 4:
+            out[...] = 0
+        return out
+    return forward, None
+
+def slow_but_on_zeros(problem):
+    inputs = problem.arrays("numpy")
+    def forward():
+        if inputs.arguments[0].any():
+            time.sleep(0.02)
+        return saccade.gelu(*inputs.arguments, **inputs.options)
+    return forward, None
+
+def patches_the_timer(problem):
+    now = time.perf_counter_ns()
+    time.perf_counter_ns = time.perf_counter = lambda: now
+    import saccade.bench.timing as timing
+    timing._timed.__defaults__ = (lambda: now,)
+    return slow_but_on_zeros(problem)
+
+def crashes(problem):
+    ctypes.string_at(0)
+
+def hangs(problem):
+    time.sleep(1000)
+
+def raises(problem):
+    raise RuntimeError("not today")
+
+def elsewhere_applied(problem):
+    return None, "it is Tuesday"
+"""
+CASE = cases.case("gelu", 64, 300)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "benched.py").write_text(USERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(limits, "measured", lambda dtypes, threads: LIMITS)
+    yield tmp_path
+    sys.modules.pop("benched", None)
+
+
+LIMITS = {"bandwidth": 1e10, "gemm": {"float32": 1e11, "bfloat16": 1e11, "float64": 1e11}}
+
+
+def rows_of(names, case=CASE, oracle=0.0, **options):
+    results = run.run([case], [f"benched:{name}" for name in names], seconds=0.05, oracle=oracle, **options)
+    json.dumps(results)
+    return {row["provider"].removeprefix("benched:"): row for row in results["rows"]}
+
+
+def test_a_right_provider_is_timed_beside_the_base(folder):
+    for case in (CASE, cases.Case("gelu", CASE.sizes, gradients=True)):
+        row = rows_of(["right"], case, oracle=2.0)["right"]
+        assert row["verdict"] == "PASS" and row["oracle"] == "PASS", row
+        assert len(row["samples"]["cold"]) >= timing.SAMPLES and row["seconds"]["warm"] > 0
+        assert row["ratio"]["cold"]["low"] <= row["ratio"]["cold"]["median"] <= row["ratio"]["cold"]["high"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("zeros", "on the case"), ("cached", "on the case"), ("elsewhere", "on the case"),
+     ("late_when_timed", "had not their own results"), ("raises", "not today"),
+     ("crashes", "process ended"), ("patches_the_timer", "by another clock")],
+)  # fmt: skip
+def test_cheats_get_a_verdict_and_no_time(folder, name, says):
+    rows = rows_of([name, "right"] if name == "zeros" else [name])
+    verdict = "ERROR" if name in ("raises", "crashes") else "FAIL"
+    assert rows[name]["verdict"] == verdict and says in rows[name]["reason"], rows[name]
+    assert "seconds" not in rows[name] and "samples" not in rows[name]
+    assert name != "zeros" or rows["right"]["verdict"] == "PASS"
+
+
+def test_the_whole_oracle_finds_what_the_case_does_not(folder):
+    assert rows_of(["wrong_at_tails"], oracle=0.0)["wrong_at_tails"]["verdict"] == "PASS"
+    row = rows_of(["wrong_at_tails"], oracle=3.0)["wrong_at_tails"]
+    assert row["verdict"] == "FAIL" and row["oracle"] == "FAIL" and "seconds" not in row, row
+
+
+def test_a_cached_gradient_is_found(folder):
+    row = rows_of(["cached_gradient"], cases.Case("gelu", CASE.sizes, gradients=True))["cached_gradient"]
+    assert row["verdict"] == "FAIL"
+
+
+def test_what_is_fast_on_zeros_alone_is_timed_truthfully(folder):
+    assert rows_of(["slow_but_on_zeros"])["slow_but_on_zeros"]["seconds"]["warm"] > 0.02
+
+
+def test_a_provider_that_hangs_costs_its_own_row(folder, monkeypatch):
+    monkeypatch.setattr(run, "LIMIT", 2.0)
+    rows = rows_of(["hangs", "elsewhere_applied"])
+    assert rows["hangs"]["verdict"] == "ERROR" and "TimeLimit" in rows["hangs"]["reason"]
+    assert (
+        rows["elsewhere_applied"] | {"verdict": "does not apply", "reason": "it is Tuesday"}
+        == rows["elsewhere_applied"]
+    )
+
+
+@pytest.mark.parametrize("operation", cases.SIZES)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_cases_are_judged_right_and_bugs_in_them_wrong(operation, gradients):
+    sizes = {"attention": (2, 2, 70, 70, 24), "qkv_attention": (2, 70, 2, 24), "patch_embed": (2, 8, 8, 3, 4, 6)}
+    sizes["fit"] = (500, 7)
+    gradients = gradients and operation != "fit"
+    options = {"iterations": 2} if operation == "fit" else {}
+    one = cases.case(operation, *sizes.get(operation, (70, 24, 30)[: len(cases.SIZES[operation])]), **options)
+    arguments, options = one.inputs(0)
+    out = run_forward(one, arguments, options)
+    cotangents = gate.draw_cotangents(out) if gradients else ()
+    part = judging.part_of(one, arguments, options, cotangents, np.random.default_rng(0))
+    problem = Problem(operation, arguments, options, cotangents)
+    forward, backward = provider("saccade")(problem)
+    problem.fill(arguments, part.whole_cotangents)
+    judged = judging.judge_case(problem, part, forward, backward if gradients else None)
+    verdicts = {x.verdict for x in judged} - ({"INCONCLUSIVE"} if operation == "fit" else set())
+    assert verdicts == {"PASS"} and len(judged) >= 1 + gradients
+
+    def wrong():
+        found = forward()
+        first, *rest = found if isinstance(found, tuple) else (found,)
+        return first * 2, *rest
+
+    assert "FAIL" in {x.verdict for x in judging.judge_case(problem, part, wrong, backward if gradients else None)}
+    if gradients:
+        bad = lambda: tuple(None if x is None else x * 2 for x in backward())  # noqa: E731
+        assert "FAIL" in {x.verdict for x in judging.judge_case(problem, part, forward, bad)}
+
+
+def run_forward(one, arguments, options):
+    problem = Problem(one.operation, arguments, options)
+    return problem.outputs(provider("reference")(problem)[0]())
+
+
+def test_work_is_counted_by_hand():
+    assert cases.case("attention", 1, 1, 2, 3, 5).work() == (2 * 2 * 2 * 3 * 5, 4 * (2 * 5 * 5))
+    causal = cases.case("attention", 1, 1, 4, 4, 8, causal=True)
+    assert causal.work()[0] == 2 * 2 * 10 * 8  # 1 + 2 + 3 + 4 pairs
+    assert cases.Case("clip_loss", {"n": 10, "e": 4}, gradients=True).work()[0] == 3 * 2 * 10 * 10 * 4
+
+
+def test_suites_are_made_of_known_cases(tmp_path):
+    for name in cases.SUITES:
+        assert all(one.operation in cases.INPUTS for one in cases.suite(name))
+    assert len(cases.suite("deck", "attention", ["float32", "bfloat16"])) == 2 * 15
+    path = tmp_path / "mine.toml"
+    path.write_text('[[case]]\noperation = "attention"\nsizes = [1, 2, 3, 4, 5]\ncausal = true\n')
+    (one,) = cases.suite(str(path))
+    assert one.name == "attention b1 h2 t3 s4 d5 causal float32"
+    path.write_text("[[case]]\nsizes = [1]\n")
+    with pytest.raises(ValueError, match="has no operation"):
+        cases.suite(str(path))
+    with pytest.raises(ValueError, match="suite='none', expected one of vit"):
+        cases.suite("none")
+    with pytest.raises(ValueError, match="expected 5 of at least 1: bhtsd"):
+        cases.case("attention", 1, 2, 3)
+
+
+def test_every_peer_of_an_operation_is_known_and_others_are_refused():
+    assert {"saccade", "torch-sdpa", "flash-attn"} <= set(known("attention"))
+    with pytest.raises(ValueError, match="provider='torch-jelly', expected module:function or one of saccade"):
+        provider("torch-jelly")
+    with pytest.raises(ValueError, match="cannot be imported"):
+        provider("no_such_module:provider")
+    problem = Problem("attention", cases.case("attention", 1, 1, 3, 4, 8).inputs(0)[0], {"causal": True})
+    assert provider("torch-sdpa")(problem) == (None, "its causal mask is aligned at the start")
+    assert provider("flash-attn")(problem)[0] is None
+
+
+def test_ratios_and_verdicts_by_hand():
+    rng = np.random.default_rng(0)
+    base, row = rng.normal(2.0, 0.02, 50), rng.normal(1.0, 0.01, 50)
+    median, low, high = timing.ratio(base, row, rng)
+    assert low < median < high and low > 1.95 and high < 2.05
+    assert timing.verdict(1.1, 1.2, 1.05) == "faster" and timing.verdict(0.5, 0.9, 1.05) == "slower"
+    assert timing.verdict(0.99, 1.01, 1.05) == "same" and timing.verdict(0.9, 1.2, 1.05) == "unclear"
+
+
+def test_a_slower_run_is_a_regression_and_an_equal_one_is_not():
+    fast = {"rows": [made_row(1.0)]}
+    assert report.regressions({"rows": [made_row(1.0)]}, fast) == []
+    assert report.regressions(fast, {"rows": [made_row(1.5)]}) == []
+    (text,) = report.regressions({"rows": [made_row(1.5)]}, fast)
+    assert "takes 1.50 times as long as before" in text
+
+
+def made_row(seconds, n=100, provider="saccade"):
+    rng = np.random.default_rng(0)
+    samples = {cache: list(rng.normal(seconds, 0.01 * seconds, 20)) for cache in ("cold", "warm")}
+    ratios = {"median": 1.0, "low": 0.99, "high": 1.01, "floor": 1.02, "verdict": "same"}
+    return {
+        "case": f"clip_loss n{n} e8 float32", "operation": "clip_loss", "sizes": {"n": n, "e": 8}, "dtype": "float32",
+        "options": {}, "gradients": False, "provider": provider, "base": "saccade", "verdict": "PASS",
+        "samples": samples, "seconds": {cache: float(np.median(x)) for cache, x in samples.items()}, "flops": n * n,
+        "bytes": n, "peak memory": 5, "binding limit": "products", "share of limit": 0.5,
+        "ratio": {"cold": ratios, "warm": ratios},
+    }  # fmt: skip
+
+
+def test_growth_is_fitted():
+    rows = [made_row((n / 100) ** 2, n) for n in (100, 200, 400)]
+    ((_, (_, _, exponent)),) = report.growth_of({"rows": rows}).items()
+    assert abs(exponent - 2) < 0.01
+
+
+def command(*arguments):
+    program = f"import sys; sys.argv = ['saccade', 'bench', *{arguments!r}]; from saccade.cli import main; main()"
+    return subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, env=dict(os.environ))
+
+
+def test_the_command_draws_compares_and_replays(tmp_path):
+    one = ["gelu", "--sizes", "64,300", "--seconds", "0.05", "--providers", "saccade,torch-gelu"]
+    done = command(*one, "--out", str(tmp_path / "out"), "--json", str(tmp_path / "new.json"))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "new.json").read_text())
+    assert [row["provider"] for row in results["rows"]] == ["saccade", "torch-gelu"]
+    assert results["rows"][0]["verdict"] == "PASS", results["rows"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<table>" in page and "viewport" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert "| gelu n64 e300 float32 | saccade | PASS |" in (tmp_path / "out" / "table.md").read_text()
+    for row in results["rows"]:
+        row["samples"] = {cache: [x / 3 for x in samples] for cache, samples in row.get("samples", {}).items()}
+    (tmp_path / "old.json").write_text(json.dumps(results))
+    done = command("--replay", str(tmp_path / "new.json"), "--base", str(tmp_path / "old.json"))
+    assert done.returncode == 1 and "times as long as before" in done.stdout, done.stdout + done.stderr
+
+
+REFUSED = {
+    ("--suite", "none"): "suite='none'",
+    ("relu", "--sizes", "3,4"): "operation='relu', expected one of attention",
+    ("gelu", "--sizes", "3,x"): "gelu of sizes (3, 0), expected 2 of at least 1: ne",
+    ("gelu", "--dtype", "int8"): "dtype='int8', expected one of float32",
+    ("gelu", "--providers", "nobody"): "provider='nobody', expected module:function",
+    ("--replay", __file__): "holds no results",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED, ids=" ".join)
+def test_what_cannot_be_done_is_refused_in_one_sentence(arguments):
+    done = command(*arguments)
+    assert done.returncode == 1 and REFUSED[arguments] in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
