@@ -4,28 +4,17 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
 
 from saccade.kernels.numba import palette as kernels, threads
 from saccade.palette import GRID, Palette
 from saccade.reference import palette as definition
+from saccade.testing.inputs import assign_inputs
 
 
-@st.composite
-def problems(draw):
-    """Colours in a small cube (so that ties are common), counts, and centres on the grid."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    side = draw(st.sampled_from([2, 5, 256]))
-    pixels = rng.integers(0, side, (draw(st.integers(1, 300)), 3)).astype(np.uint8)
-    centers = rng.integers(0, side, (draw(st.integers(1, 20)), 3)) * GRID
-    if draw(st.booleans()):
-        centers += rng.integers(0, 2, centers.shape) * (GRID // 2)
-    return pixels, np.minimum(centers, 255 * GRID).astype(np.int32)
-
-
-@given(problems())
-def test_kernels_give_the_same_bits_as_the_definition(problem):
-    pixels, centers = problem
+@given(assign_inputs())
+def test_kernels_give_the_same_bits_as_the_definition(inputs):
+    (pixels, centers), _ = inputs
     colors, counts = definition.unique_colors(pixels)
     for mine, true in zip(kernels.unique_colors(pixels), (colors, counts), strict=True):
         assert np.array_equal(mine, true)
@@ -44,17 +33,17 @@ def test_kernels_give_the_same_bits_as_the_definition(problem):
     )
 
 
-@given(problems())
-def test_assignment_is_the_lowest_index_among_the_nearest(problem):
-    pixels, centers = problem
+@given(assign_inputs())
+def test_assignment_is_the_lowest_index_among_the_nearest(inputs):
+    (pixels, centers), _ = inputs
     for color, chosen in zip(pixels[:20].tolist(), definition.assign(pixels[:20], centers), strict=True):
         distances = [sum((GRID * a - b) ** 2 for a, b in zip(color, c, strict=True)) for c in centers.tolist()]
         assert distances.index(min(distances)) == chosen
 
 
-@given(problems())
-def test_a_step_never_raises_the_cost(problem):
-    pixels, centers = problem
+@given(assign_inputs())
+def test_a_step_never_raises_the_cost(inputs):
+    (pixels, centers), _ = inputs
     colors, counts = definition.unique_colors(pixels)
     cost = np.inf
     for _ in range(4):

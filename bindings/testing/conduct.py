@@ -6,7 +6,15 @@ from dataclasses import replace
 import numpy as np
 
 from saccade.testing import poison
+from saccade.testing.gate import Judgement
 from saccade.testing.holding import Violation, hold, run, standard_of
+
+
+def same_dtype(subject, arguments, options, rng):
+    """The output has the dtype of the input, a loss that which is claimed, every gradient that of its argument."""
+    _, cotangents = standard_of(subject, arguments, options, rng)
+    outputs, _ = run(subject, arguments, options, cotangents)  # a dtype that is another is a violation of every call
+    return [Judgement("dtype", "PASS", ", ".join(str(x.dtype) for x in outputs))]
 
 
 def same_again(subject, arguments, options, rng):

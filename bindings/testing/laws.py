@@ -12,7 +12,7 @@ import numpy as np
 
 from saccade.reference import palette
 from saccade.testing import gate
-from saccade.testing.conduct import fresh_results, fully_written, same_again
+from saccade.testing.conduct import fresh_results, fully_written, same_again, same_dtype
 from saccade.testing.holding import Violation, hold, run, standard_of
 from saccade.testing.subject import LOSSES, PALETTE
 
@@ -303,6 +303,7 @@ LAWS = (
     Law("cost never rises", "A step of k-means never makes the palette worse.", PALETTE, cost_never_rises),
     Law("not a number", "NaN among the inputs is not lost.", DIFFERENTIABLE, not_a_number),
     Law("infinities", "Neither is an infinity.", DIFFERENTIABLE, infinities),
+    Law("same dtype", "What comes out has the dtype of what went in.", None, same_dtype),
     Law("same again", "A call has no memory and no luck.", None, same_again),
     Law("fresh results", "Results belong to the caller.", None, fresh_results),
     Law("fully written", "Every number of a result is computed.", None, fully_written),
