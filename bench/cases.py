@@ -164,7 +164,7 @@ VIT = (
 CLIP = (
     _square(8, 8, 77, 64, causal=True),
     _square(8, 12, 77, 64, causal=True),
-    *(case("clip_loss", n, 512) for n in (256, 1024, 4096)),
+    *(case("clip_loss", n, 512) for n in (256, 1024)),
     case("siglip_loss", 1024, 512),
 )
 IGPT = (
@@ -178,7 +178,7 @@ IGPT = (
 PALETTE = (case("fit", 100_000, 512, iterations=10),)
 GROWTH = (
     *(_square(1, 8, t, 64) for t in (128, 256, 512, 1024, 2048)),
-    *(case("clip_loss", n, 512) for n in (128, 256, 512, 1024, 2048)),
+    *(case("clip_loss", n, 512) for n in (64, 128, 256, 512, 1024)),
     *(case("fit", n, 512, iterations=5) for n in (10_000, 20_000, 40_000, 80_000)),
 )
 SUITES = {

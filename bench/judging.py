@@ -1,8 +1,9 @@
 """Is a provider right? Judged before its time is taken: by the whole oracle on small inputs, and on the very case.
 
-The very case is judged exactly where exactness is cheap. An attention is held to the truth in 64 queries of one head, a
-row-wise operation in 64 rows: cotangents are 0 outside of these, so that every gradient is a sum over them alone. All
-other operations are judged whole. Allowances are the error gate's, from the ways that use BLAS.
+The very case is judged in a part of it that is small: an attention in 64 queries of one head, a row-wise operation in
+64 rows, patches in one image. Cotangents are 0 outside of it, and labels of cross entropies ignored, so that every
+gradient is a sum over that part alone. Contrastive losses have no such part: they are judged whole, up to 1024 pairs.
+A palette's truth is the numba kernel's, which the tests hold to the definition bit by bit: that one would take minutes.
 """
 
 from dataclasses import dataclass, replace
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from saccade.bench.providers import function_of
+from saccade.kernels.numba.palette import fit
 from saccade.reference import palette
 from saccade.testing import check, gate, palettes
-from saccade.testing.ways import Way
+from saccade.testing.ways import ORDERS, Way
 
-ROWS = 64
+ROWS, PAIRS = 64, 1024
 ROWWISE = ("layer_norm", "rms_norm", "gelu")
 
 
@@ -26,7 +28,7 @@ class Part:
     Attributes:
         operation, arguments, options, cotangents: the smaller problem.
         outputs, gradients: functions that take that part out of the whole's outputs and gradients.
-        whole_cotangents: those of the whole problem, 0 outside of the part.
+        whole_arguments, whole_cotangents: those of the whole problem in which nothing else counts.
     """
 
     operation: str
@@ -35,6 +37,7 @@ class Part:
     cotangents: tuple
     outputs: Any
     gradients: Any
+    whole_arguments: tuple
     whole_cotangents: tuple
 
 
@@ -53,11 +56,14 @@ def part_of(case, arguments, options, cotangents, rng):
         back = tuple(np.moveaxis(g, 2, 1) for g in part.whole_cotangents)
         return Part(
             "attention", part.arguments, part.options, part.cotangents,
-            lambda found: part.outputs(tuple(np.moveaxis(y, 1, 2) for y in found)), gradients, back,
+            lambda found: part.outputs(tuple(np.moveaxis(y, 1, 2) for y in found)), gradients, arguments, back,
         )  # fmt: skip
-    if case.operation in ROWWISE:
+    if case.operation in (*ROWWISE, "patch_embed"):
         return _part_of_rows(case.operation, arguments, options, cotangents, rng)
-    return Part(case.operation, arguments, options, cotangents, lambda y: y, lambda y: y, cotangents)
+    if case.operation in ("softmax_cross_entropy", "linear_cross_entropy"):
+        return _part_of_labels(case.operation, arguments, options, cotangents, rng)
+    same = lambda y: y  # noqa: E731
+    return Part(case.operation, arguments, options, cotangents, same, same, arguments, cotangents)
 
 
 def _chosen(n, rng):
@@ -85,49 +91,70 @@ def _part_of_attention(arguments, options, cotangents, rng):
 
     return Part(
         "attention", (query[some], key[every], value[every]), options, tuple(g[some] for g in cotangents),
-        lambda found: tuple(y[some] for y in found), gradients, tuple(_kept(g, some) for g in cotangents),
+        lambda found: tuple(y[some] for y in found), gradients, arguments,
+        tuple(_kept(g, some) for g in cotangents),
     )  # fmt: skip
 
 
 def _part_of_rows(operation, arguments, options, cotangents, rng):
-    rows = _chosen(len(arguments[0]), rng)
+    first, *rest = arguments
+    rows = _chosen(len(first), rng) if operation in ROWWISE else rng.integers(0, len(first), 1)
     return Part(
-        operation, (arguments[0][rows], *arguments[1:]), options, tuple(g[rows] for g in cotangents),
+        operation, (first[rows], *rest), options, tuple(g[rows] for g in cotangents),
         lambda found: tuple(y[rows] for y in found),
-        lambda found: (found[0][rows], *found[1:]),
-        tuple(_kept(g, rows) for g in cotangents),
+        lambda found: (None if found[0] is None else found[0][rows], *found[1:]),
+        arguments, tuple(_kept(g, rows) for g in cotangents),
+    )  # fmt: skip
+
+
+def _part_of_labels(operation, arguments, options, cotangents, rng):
+    first, *rest, labels = arguments
+    rows = _chosen(len(first), rng)
+    counted = np.full_like(labels, -100)
+    counted[rows] = labels[rows]
+    return Part(
+        operation, (first[rows], *rest, labels[rows]), options, cotangents,
+        lambda found: found, lambda found: (found[0][rows], *found[1:]),
+        (first, *rest, counted), cotangents,
     )  # fmt: skip
 
 
 def standard_of(part):
     """What a part is held to."""
-    if part.operation == "fit":
-        return palettes.Near("fit", part.arguments, part.options)
+    if part.operation not in ("clip_loss", "siglip_loss"):
+        return gate.Standard(part.operation, part.arguments, part.options, part.cotangents or None)
     dtype, noise = gate.working_dtype(part.arguments), np.random.default_rng(0)
-    ways = [Way("online", dtype), *(Way("online", dtype, noise) for _ in range(3))]
-    if dtype.itemsize == 2:
-        ways.append(Way("online", dtype, noise, rounds=False))
+    ways = [*(Way(order, dtype) for order in ORDERS), *(Way("online", dtype, noise) for _ in range(2))]
     return gate.Standard(part.operation, part.arguments, part.options, part.cotangents or None, ordinary_ways=ways)
 
 
 def judge_case(problem, part, forward, backward):
     """The judgements of a provider on the very case, whose numbers ``problem`` already holds."""
-    standard, outputs = standard_of(part), part.outputs(problem.outputs(forward()))
+    outputs = part.outputs(problem.outputs(forward()))
     if part.operation == "fit":
-        return [*standard.judge(outputs), _cost(part, outputs)]
+        return _judged_palette(part, outputs)
     if backward is None:
-        return standard.judge(outputs)
-    return standard.judge(outputs, part.gradients(problem.gradients_of(backward())))
+        return standard_of(part).judge(outputs)
+    return standard_of(part).judge(outputs, part.gradients(problem.gradients_of(backward())))
 
 
-def _cost(part, outputs):
-    """A palette at least as good as the definition's after half of the steps: rounding leads others elsewhere."""
-    (colors, counts, centers), iterations = part.arguments, part.options["iterations"]
-    half, its = palette.fit(colors, counts, centers, iterations=iterations // 2)
-    most = palette.inertia(colors, counts, its, half)
-    found = palette.inertia(colors, counts, np.asarray(outputs[1]), np.asarray(outputs[0]))
+def _judged_palette(part, outputs):
+    """Right to the bit, or else: a palette at least as good as the definition's after half of the steps, since
+    rounding leads to other centres, and colours assigned to the nearest of its own."""
+    (colors, counts, start), iterations = part.arguments, part.options["iterations"]
+    centers, assignment = (np.asarray(y) for y in outputs)
+    exact = fit(*part.arguments, iterations=iterations)
+    if np.array_equal(centers, exact[0]) and np.array_equal(assignment, exact[1]):
+        return [gate.Judgement("palette", "PASS", "the definition's")]
+    half, its = fit(colors, counts, start, iterations=iterations // 2)
+    most, found = (palette.inertia(colors, counts, a, c) for a, c in ((its, half), (assignment, centers)))
     reason = f"mean squared distance {found:.6g}, of the definition after {iterations // 2} steps {most:.6g}"
-    return gate.Judgement("cost", "PASS" if found <= most else "FAIL", reason)
+    some = np.linspace(0, len(colors) - 1, 1024).astype(np.int64)
+    near = palettes.Near("assign", (colors[some], centers), {})
+    return [
+        gate.Judgement("cost", "PASS" if found <= most else "FAIL", reason),
+        *near.judge((assignment[some],)),
+    ]
 
 
 def judge_provider(provider, claims, case, seconds):

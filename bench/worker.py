@@ -27,6 +27,8 @@ def row(task, tell):
     """Judge and time one provider on one case, beside the base if there is one: the row as a dictionary."""
     case, rng = Case(**task["case"]), np.random.default_rng(task["seed"])
     _threads(task["threads"])
+    if case.operation in ("clip_loss", "siglip_loss") and case.sizes["n"] > judging.PAIRS:
+        return {"verdict": "INCONCLUSIVE", "reason": f"more than {judging.PAIRS} pairs are not judged in time"}
     made = provider(task["provider"])
     inputs = [_drawn(case, int(rng.integers(2**32))) for _ in range(2)]
     forward, backward, problem = _applied(made, case, inputs[0])
@@ -111,7 +113,7 @@ def _judged(case, problem, inputs, forward, backward, rng):
     """None if the provider is right on both inputs, else the row that says what is wrong."""
     for arguments, options, cotangents in inputs:
         part = judging.part_of(case, arguments, options, cotangents, rng)
-        problem.fill(arguments, part.whole_cotangents)
+        problem.fill(part.whole_arguments, part.whole_cotangents)
         judged = judging.judge_case(problem, part, forward, backward if case.gradients else None)
         failed = [str(one) for one in judged if one.verdict == "FAIL"]
         if failed:

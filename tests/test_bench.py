@@ -190,10 +190,9 @@ def test_cases_are_judged_right_and_bugs_in_them_wrong(operation, gradients):
     part = judging.part_of(one, arguments, options, cotangents, np.random.default_rng(0))
     problem = Problem(operation, arguments, options, cotangents)
     forward, backward = provider("saccade")(problem)
-    problem.fill(arguments, part.whole_cotangents)
+    problem.fill(part.whole_arguments, part.whole_cotangents)
     judged = judging.judge_case(problem, part, forward, backward if gradients else None)
-    verdicts = {x.verdict for x in judged} - ({"INCONCLUSIVE"} if operation == "fit" else set())
-    assert verdicts == {"PASS"} and len(judged) >= 1 + gradients
+    assert {x.verdict for x in judged} == {"PASS"} and len(judged) >= 1 + gradients
 
     def wrong():
         found = forward()
