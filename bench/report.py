@@ -1,5 +1,7 @@
 """What a benchmark found: a table on the terminal, Markdown, and one HTML page with its pictures inside."""
 
+import textwrap
+
 import numpy as np
 
 from saccade.recipes.report import figure, page, paragraph, table
@@ -38,10 +40,18 @@ def conditions(results):
 
 
 def markdown(results):
-    """A table for a README."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    lines += ["| " + " | ".join(str(cell).replace("|", "/") for cell in cells(row)) + " |" for row in results["rows"]]
-    return "\n".join([conditions(results), "", *lines, ""])
+    """A table for a README: of every case what was timed, milliseconds with a cold cache, and the ratio to the base."""
+    header = ("case", "provider", "ms", "× base", "% of limit")
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in results["rows"]:
+        head = f"| {row['case']} | `{row['provider']}` |"
+        if row["verdict"] == "PASS":
+            against = said(row["ratio"]["cold"]) if row.get("ratio") and row["provider"] != row["base"] else "1"
+            share = f"{100 * row['share of limit']:.0f} ({row['binding limit']})"
+            lines.append(f"{head} {1e3 * row['seconds']['cold']:.3g} | {against} | {share} |")
+        elif row["verdict"] != "does not apply":
+            lines.append(f"{head} {row['verdict']} | | |")
+    return "\n".join([*textwrap.wrap(conditions(results), 120), "", *lines, ""])
 
 
 def show(results, console):

@@ -15,6 +15,7 @@ import numpy as np
 from saccade import environment
 from saccade.bench import limits, timing
 from saccade.bench.providers import known, provider
+from saccade.testing.peers import PEERS
 
 LIMIT = 300.0  # seconds for a row
 LIES = 3.0  # how much longer calls may take by this process's clock than by the worker's
@@ -25,7 +26,7 @@ def run(cases, providers=None, *, seconds=1.0, oracle=4.0, threads=None, seed=0,
 
     Args:
         cases: a list of ``Case``.
-        providers: names; the first that is given is the base of every ratio. All known ones if None.
+        providers: names; for each case, the first that computes its operation is the base. All known ones if None.
         seconds: of timing for a row, at least; the base has as many in each row.
         oracle: seconds of the whole oracle, once for each provider, operation and dtype; 0 for none.
         threads: for every provider; all processors if None.
@@ -40,12 +41,13 @@ def run(cases, providers=None, *, seconds=1.0, oracle=4.0, threads=None, seed=0,
         "machine": _machine(threads), "limits": limits.measured(dtypes, threads), "seconds": seconds, "seed": seed,
         "rows": [],
     }  # fmt: skip
-    rows = [(case, name) for case in cases for name in providers or known(case.operation)]
+    names = {case.name: _applicable(case.operation, providers or known(case.operation)) for case in cases}
+    rows = [(case, name) for case in cases for name in names[case.name]]
     judged, floors = {}, {}
     for done, (case, name) in enumerate(rows):
         if told is not None:
             told(done, len(rows), f"{case.name}: {name}")
-        base = (providers or known(case.operation))[0]
+        base = names[case.name][0]
         key = (name, case.operation, case.dtype, case.gradients)
         task = {
             "case": asdict(case), "provider": name, "base": base, "seconds": seconds, "threads": threads,
@@ -57,6 +59,11 @@ def run(cases, providers=None, *, seconds=1.0, oracle=4.0, threads=None, seed=0,
         row = {"case": case.name, **asdict(case), "provider": name, "base": base, **row}
         results["rows"].append(_with_figures(row, results["limits"], floors, np.random.default_rng(seed)))
     return results
+
+
+def _applicable(operation, names):
+    """Those that are not another operation's."""
+    return [name for name in names if name not in PEERS or PEERS[name].operation == operation]
 
 
 def _machine(threads):

@@ -86,7 +86,9 @@ def _application(typer):
     )
     def bench(
         operation: str = typer.Argument(None, help="Of a suite's cases only those of this operation."),
-        providers: str = typer.Option(None, help="Names or module:function, by commas; the first is the base."),
+        providers: str = typer.Option(
+            None, help="Names or module:function, by commas; the first of an operation is the base."
+        ),
         suite: str = typer.Option(
             None, help="deck (if nothing is given), vit, clip, igpt, palette, growth, or a .toml."
         ),

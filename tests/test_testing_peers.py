@@ -40,6 +40,8 @@ DTYPES = {
     "torch-embedding": WIDE,
     "torch-normalize": WIDE,
     "torch-conv2d-patches": WIDE,
+    "torch-clip-loss": WIDE,
+    "torch-siglip-loss": WIDE,
     "open-clip-loss": WIDE,
     "open-clip-siglip-loss": WIDE,
     "scikit-learn-kmeans": NARROW,

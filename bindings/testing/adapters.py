@@ -52,6 +52,29 @@ def linear_cross_entropy_of_peer():
     return linear_cross_entropy
 
 
+def clip_loss_of_torch():
+    import torch
+
+    def clip_loss(image_embeddings, text_embeddings, logit_scale):
+        logits = logit_scale * image_embeddings @ text_embeddings.T
+        labels = torch.arange(len(logits), device=logits.device)
+        cross_entropy = torch.nn.functional.cross_entropy
+        return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+
+    return clip_loss
+
+
+def siglip_loss_of_torch():
+    import torch
+
+    def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
+        logits = logit_scale * image_embeddings @ text_embeddings.T + logit_bias
+        signs = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+        return -torch.nn.functional.logsigmoid(signs * logits).sum() / len(logits)
+
+    return siglip_loss
+
+
 def flex_attention_of_peer():
     import torch
     from torch.nn.attention.flex_attention import flex_attention

@@ -264,9 +264,8 @@ def _planted(subject, arguments, options, rng, numbers):
     places = [i for i, x in enumerate(arguments) if isinstance(x, np.ndarray) and x.dtype != np.uint8 and x.ndim]
     places = [i for i in places if arguments[i].dtype.kind not in "iu" and arguments[i].size]
     if operation == "attention" and (not arguments[1].shape[2] or numbers != [np.nan]):
-        places = [
-            i for i in places if i and arguments[1].shape[2] > 1
-        ]  # whether scores of −inf alone count as none is open
+        # whether scores of −inf alone count as none is open
+        places = [i for i in places if i and arguments[1].shape[2] > 1]
     if operation == "varlen_attention" and numbers != [np.nan]:
         places = [i for i in places if i == 2]
     if operation in (*LOSSES, "conv2d"):  # padding times a weight that is not finite is a matter of taste

@@ -108,6 +108,8 @@ PEERS = {
     "torch-conv2d-patches": Peer(
         "patch_embed", "torch", "torch", Claims(options=(), zero_sized=False), adapters.conv2d_patches_of_peer
     ),
+    "torch-clip-loss": Peer("clip_loss", "torch", "torch", LOSS, adapters.clip_loss_of_torch),
+    "torch-siglip-loss": Peer("siglip_loss", "torch", "torch", LOSS, adapters.siglip_loss_of_torch),
     "open-clip-loss": Peer("clip_loss", "torch", "open_clip", LOSS, partial(adapters.open_clip, "ClipLoss")),
     "open-clip-siglip-loss": Peer("siglip_loss", "torch", "open_clip", LOSS, partial(adapters.open_clip, "SigLipLoss")),
     "scikit-learn-kmeans": Peer("fit", "numpy", "sklearn", KMEANS, adapters.sklearn_kmeans_of_peer),
