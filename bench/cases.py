@@ -84,11 +84,15 @@ def _patches(rng, dtype, b, h, w, c, p, e):
 
 
 def _palette(rng, dtype, n, k):
-    """Colours as photographs have them: many shades about a few hues."""
+    """n distinct colours as photographs have them: many shades about a few hues."""
     hues = rng.integers(0, 256, (24, 3))
-    pixels = np.clip(hues[rng.integers(0, 24, n)] + 24 * rng.standard_normal((n, 3)), 0, 255).astype(np.uint8)
+    pixels = np.clip(hues[rng.integers(0, 24, 2 * n)] + 32 * rng.standard_normal((2 * n, 3)), 0, 255).astype(np.uint8)
     colors, counts = unique_colors(pixels)
-    return colors, counts, (GRID * colors[rng.choice(len(colors), k, replace=False)].astype(np.int32))
+    if len(colors) < n:
+        raise ValueError(f"bench: fit of {n} colours, expected at most {len(colors)}")
+    some = np.sort(rng.choice(len(colors), n, replace=False))
+    colors, counts = colors[some], counts[some]
+    return colors, counts, GRID * colors[rng.choice(n, k, replace=False)].astype(np.int32)
 
 
 INPUTS = {

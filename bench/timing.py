@@ -14,7 +14,7 @@ SAMPLES, FEWEST = 15, 5  # of each contender and cache, at least; where they tak
 PATIENCE = 20.0  # seconds
 ENTRIES = 64
 FLUSHED = 1 << 26  # bytes read and written to empty the caches; raised where the machine's are larger
-PAUSE = 0.004  # seconds, so that one contender's spinning threads sleep when the other begins
+PAUSE = 0.04  # seconds, so that one contender's spinning threads sleep when the other begins; OpenBLAS's take 30 ms
 
 
 @dataclass

@@ -26,13 +26,6 @@ def test_figures_are_those_that_were_measured():
     assert f"{len(MUTANTS)} implementations of all operations with one planted bug each" in text
 
 
-def test_the_table_of_speed_is_what_the_benchmark_wrote():
-    from saccade.bench.report import markdown
-
-    results = json.loads((ROOT / "bench" / "results" / "deck-cpu.json").read_text())
-    assert markdown(results) in (ROOT / "README.md").read_text()
-
-
 def test_every_block_is_of_a_kind_that_is_tested():
     assert {language for language, _ in BLOCKS} == {"python", "console"}
     assert all(command.split()[0] in ("make", "saccade") for command in COMMANDS)

@@ -48,6 +48,8 @@ DTYPES = {
     "faiss-kmeans": NARROW,
 }
 
+# Its gradient on CPUs is taken from x itself rather than x minus its mean, and loses digits where x hardly varies.
+NARROWER = {"torch-layer-norm": {"gradients": False}}
 
 # What the oracle found in the pinned version: (the law, claims under which it passes). The gradients of torch's batch
 # norm on CPUs misread strided vectors.
@@ -100,7 +102,7 @@ RUNS = [(name, seed) for name in DTYPES for seed in SEEDS if NIGHTLY or seed == 
 def test_peers_pass_within_their_claims(name, seed):
     without_torchvision_operators()
     function, operation, arrays, claims = peer(name)
-    claims = replace(claims, dtypes=DTYPES[name])
+    claims = replace(claims, dtypes=DTYPES[name], **NARROWER.get(name, {}))
     report = check(function, operation, arrays=arrays, claims=claims, budget=SECONDS, seed=seed)
     assert not report.failures, report
 
