@@ -21,13 +21,14 @@ LIMIT = 300.0  # seconds for a row
 LIES = 3.0  # how much longer calls may take by this process's clock than by the worker's
 
 
-def run(cases, providers=None, *, seconds=1.0, oracle=4.0, threads=None, seed=0, told=None):
+def run(cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, oracle=4.0, threads=None, seed=0, told=None):
     """Judge and time: the results as a dictionary that JSON can carry.
 
     Args:
         cases: a list of ``Case``.
         providers: names; for each case, the first that computes its operation is the base. All known ones if None.
         seconds: of timing for a row, at least; the base has as many in each row.
+        samples: of each contender with each cache, at least.
         oracle: seconds of the whole oracle, once for each provider, operation and dtype; 0 for none.
         threads: for every provider; all processors if None.
         seed: of all that is drawn.
@@ -50,7 +51,8 @@ def run(cases, providers=None, *, seconds=1.0, oracle=4.0, threads=None, seed=0,
         base = names[case.name][0]
         key = (name, case.operation, case.dtype, case.gradients)
         task = {
-            "case": asdict(case), "provider": name, "base": base, "seconds": seconds, "threads": threads,
+            "case": asdict(case), "provider": name, "base": base, "seconds": seconds, "samples": samples,
+            "threads": threads,
             "seed": seed, "oracle": 0 if key in judged else oracle, "limit": LIMIT,
         }  # fmt: skip
         row = judged.get(key) or _worked(task)

@@ -68,11 +68,11 @@ def warm_up(contender, inputs, seconds=1.0):
             return times[-1]
 
 
-def race(contenders, inputs, seconds, rng):
+def race(contenders, inputs, seconds, rng, samples=SAMPLES):
     """Time the contenders in turn, the first one first every other time, until the seconds are over."""
     flush = np.zeros(FLUSHED, np.uint8)
     start, rounds = perf_counter(), 0
-    while rounds < SAMPLES or perf_counter() - start < seconds:
+    while rounds < samples or perf_counter() - start < seconds:
         for cache in ("cold", "warm"):
             which = int(rng.integers(2))
             for contender in contenders if rounds % 2 else contenders[::-1]:
@@ -80,7 +80,7 @@ def race(contenders, inputs, seconds, rng):
                 contender.samples[cache].append(taken)
                 contender.seen.append((which, seen))
         rounds += 1
-        if rounds >= FEWEST and perf_counter() - start > max(PATIENCE, 6 * seconds):
+        if rounds >= min(samples, FEWEST) and perf_counter() - start > max(PATIENCE, 6 * seconds):
             break  # calls so slow that fewer samples have to do
 
 

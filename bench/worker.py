@@ -49,18 +49,18 @@ def row(task, tell):
     if against is not None:
         contenders.append(_contender(case, its_problem, against, its_backward))
     tell("timing")
-    raced = _raced(case, contenders, inputs, task["seconds"], rng, tell)
+    raced = _raced(case, contenders, inputs, task, rng, tell)
     if raced["verdict"] == "PASS":
         raced = _judged(case, problem, inputs[::-1], forward, backward, rng) or raced
     return {**raced, "oracle": oracle}
 
 
-def _raced(case, contenders, inputs, seconds, rng, tell):
+def _raced(case, contenders, inputs, task, rng, tell):
     mine = contenders[0]
     filled = [(arguments, cotangents) for arguments, _, cotangents in inputs]
     for one in contenders:
         timing.warm_up(one, filled)
-    timing.race(contenders, filled, seconds, rng)
+    timing.race(contenders, filled, task["seconds"], rng, task["samples"])
     results = []
     for numbers in filled:
         mine.problem.fill(*numbers)

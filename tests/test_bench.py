@@ -124,7 +124,7 @@ LIMITS = {"bandwidth": 1e10, "gemm": {"float32": 1e11, "bfloat16": 1e11, "float6
 
 
 def rows_of(names, case=CASE, oracle=0.0, **options):
-    results = run.run([case], [f"benched:{name}" for name in names], seconds=0.05, oracle=oracle, **options)
+    results = run.run([case], [f"benched:{name}" for name in names], seconds=0.05, samples=4, oracle=oracle, **options)
     json.dumps(results)
     return {row["provider"].removeprefix("benched:"): row for row in results["rows"]}
 
@@ -133,7 +133,7 @@ def test_a_right_provider_is_timed_beside_the_base(folder):
     for case in (CASE, cases.Case("gelu", CASE.sizes, gradients=True)):
         row = rows_of(["right"], case, oracle=2.0)["right"]
         assert row["verdict"] == "PASS" and row["oracle"] == "PASS", row
-        assert len(row["samples"]["cold"]) >= timing.SAMPLES and row["seconds"]["warm"] > 0
+        assert len(row["samples"]["cold"]) >= 4 and row["seconds"]["warm"] > 0
         assert row["ratio"]["cold"]["low"] <= row["ratio"]["cold"]["median"] <= row["ratio"]["cold"]["high"]
 
 

@@ -115,7 +115,7 @@ def test_every_operation_passes_the_oracle(operation, arrays):
         # torch's products in bfloat16 let what is not finite into neighbouring rows: 0 times it, where depths are odd
         non_finite=arrays == "numpy" or operation not in ("linear", "mlp", "patch_embed"),
     )
-    report = check(function, operation, arrays=arrays, claims=claims, budget=0.7)
+    report = check(function, operation, arrays=arrays, claims=claims, budget=0.7 if arrays == "torch" else 0.2)
     assert not report.failures, report
     assert report.counts["gradients"][0] > 0
 

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Flash attention kernel not used:UserWarning"),
 ]
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-SEEDS, SECONDS = (range(30), 3.0) if NIGHTLY else (range(3), 0.8)
+SEEDS, SECONDS = (range(30), 3.0) if NIGHTLY else (range(3), 0.4)
 WIDE, NARROW = ("float32", "float64"), ("float32",)
 # In 16 bits these store logits, scores or gradients in the inputs' dtype, which the oracle does not let pass.
 DTYPES = {
@@ -125,8 +125,8 @@ def test_ordinary_programs_pass_within_their_claims(name, seed):
 
 
 def test_an_unknown_peer_and_one_that_is_not_installed_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="no module:name and no peer, expected one of torch-sdpa-math"):
-        peer("torch-sdpa")
+    with pytest.raises(ValueError, match="no module:name and no peer, expected one of torch-sdpa,"):
+        peer("torch-jelly")
     monkeypatch.setitem(PEERS, "absent", replace(PEERS["torch-gelu"], package="no_such_package"))
     with pytest.raises(ValueError, match="absent needs no_such_package, which is not installed"):
         peer("absent")
