@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from saccade.bench import report
 from saccade.bench.run import run
-from saccade.files import replacing
+from saccade.recipes.report import write
 
 
 def run_bench(cases, providers, *, out=None, json_file=None, base=None, **options):
@@ -29,12 +29,11 @@ def present(results, *, out=None, json_file=None, base=None):
     console = Console()
     report.show(results, console)
     if json_file is not None:
-        _write(json_file, json.dumps(results, indent=1))
+        write(json_file, json.dumps(results, indent=1))
     if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        _write(Path(out, "results.json"), json.dumps(results, indent=1))
-        _write(Path(out, "table.md"), report.markdown(results))
-        _write(Path(out, "index.html"), report.html(results))
+        write(Path(out, "results.json"), json.dumps(results, indent=1))
+        write(Path(out, "table.md"), report.markdown(results))
+        write(Path(out, "index.html"), report.html(results))
         console.print(f"{Path(out, 'index.html')}")
     slower = report.regressions(results, read(base)) if base is not None else []
     for line in slower:
@@ -55,8 +54,3 @@ def read(path):
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ValueError(f"bench: {path} holds no results, expected what saccade bench --json wrote") from None
     return results
-
-
-def _write(path, text):
-    with replacing(path) as file:
-        file.write(text.encode())

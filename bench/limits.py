@@ -9,7 +9,10 @@ COPIED = 1 << 28
 
 
 def gemm_rate(dtype, threads):
-    """Floating-point operations a second of (2048, 2048) products: the best of several, by torch or else NumPy."""
+    """Floating-point operations a second of (2048, 2048) products: the best of several, by torch or else NumPy.
+
+    NumPy has no products of 16-bit numbers: without torch their rate is float32's.
+    """
     try:
         import torch
     except ModuleNotFoundError:

@@ -13,7 +13,7 @@ import numpy as np
 SAMPLES, FEWEST = 15, 5  # of each contender and cache, at least; where they take longer than PATIENCE, fewer
 PATIENCE = 20.0  # seconds
 ENTRIES = 64
-FLUSHED = 1 << 26  # bytes read and written to empty the caches; raised where the machine's are larger
+FLUSHED = 1 << 28  # bytes read and written to empty the caches: more than processors hold
 PAUSE = 0.04  # seconds, so that one contender's spinning threads sleep when the other begins; OpenBLAS's take 30 ms
 
 

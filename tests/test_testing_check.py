@@ -247,7 +247,7 @@ def test_inexact_palettes_are_held_to_float32(function):
     claims = Claims(exact=False, empty_clusters=False)
     failed(check(function, "fit", claims=claims, only="values", budget=FOUND))
     right = check("saccade.kernels.numba.palette:fit", "fit", claims=claims, budget=1.0)
-    assert right.verdict == "PASS" and "exact (False)" in right.not_judged
+    assert not right.failures and right.counts["values"][1] and "exact (False)" in right.not_judged
 
 
 REFUSED = {
