@@ -13,7 +13,7 @@ demo: $(VENV)/installed-demo
 	$(BIN)/saccade demo --out report
 
 test: $(VENV)/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
