@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -404,3 +405,18 @@ def test_claims_change_what_is_drawn():
     find(attention_inputs(narrow), note, settings=settings(database=None, derandomize=True))
     for (query, _, _), options in seen:
         assert query.dtype == np.float16 and query.shape[3] == 24 and query.size and set(options) <= {"causal"}
+
+
+def test_a_function_that_compiles_in_its_first_call_is_judged_by_poisoned_memory():
+    @numba.njit
+    def copied(x):
+        out = np.empty(x.shape, x.dtype)
+        for i in range(x.size):
+            out.flat[i] = x.flat[i]
+        return out
+
+    def plain_gelu(x, *, kind="erf"):
+        return reference.gelu(copied(np.ascontiguousarray(x)), kind=kind)
+
+    report = check(plain_gelu, "gelu", dtypes=["float32"], only="fully written", gradients=False, budget=2.0)
+    assert report.verdict == "PASS", report

@@ -1,46 +1,58 @@
 """Fused softmax attention on CPUs; the definitions are in ``saccade.reference.attention``.
 
-Scores exist one tile at a time (a block of queries by a block of keys), never as a (t, s) matrix. The forward
-pass keeps a running maximum and sum per query. The backward pass recomputes each tile from lse: once for the
-gradient of a block of queries, once for that of a block of keys, so no two threads add to the same number.
+Scores exist one tile at a time (a block of keys by a block of queries), never as a (t, s) matrix. The forward pass
+keeps a running maximum and sum per query. The backward pass recomputes each tile from lse, once: a thread owns a
+head, or a fixed part of its keys where there are few heads, so no two threads add to the same number.
 """
 
 import math
 
 import numpy as np
 
-from saccade.kernels.numba import attention_tiles as tiles
-from saccade.kernels.numba.attention_tiles import KEYS, QUERIES
+from saccade.kernels.numba import attention_gradients as gradients
+from saccade.kernels.numba.attention_tiles import KEYS, QUERIES, forward
+from saccade.kernels.numba.layers import silent
 from saccade.kernels.numba.memory import core_dtype, describe
 from saccade.kernels.numba.threads import parallel_for
 
 _NOTHING = (0, 0, 0, 0, 0, 0)
+# Fewer heads than this have their keys parted in the backward pass. It is no number of threads: results depend on it.
+_HEADS = 8
 
 
 def attention(query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False):
     """Softmax attention, bhtd x bhsd x bhse -> bhte; see ``saccade.reference.attention.attention``."""
-    return attention_forward(
-        query, key, value, mask=mask, bias=bias, causal=causal,
-        key_lengths=key_lengths, scale=scale, return_lse=return_lse,
-    )[0]  # fmt: skip
+    out, shifts, totals, _ = _forward(query, key, value, mask, bias, causal, key_lengths, scale)
+    return (out, _log_sum_exp(shifts, totals)) if return_lse else out
 
 
 def attention_forward(
     query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False
 ):
     """``attention`` and what ``attention_backward`` needs."""
+    out, shifts, totals, scale = _forward(query, key, value, mask, bias, causal, key_lengths, scale)
+    lse = _log_sum_exp(shifts, totals)
+    saved = query, key, value, bias, mask, key_lengths, out, lse, causal, scale
+    return ((out, lse) if return_lse else out), saved
+
+
+def _forward(query, key, value, mask, bias, causal, key_lengths, scale):
     (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
     core = core_dtype(query.dtype)
     out = np.empty((b, h, t, e), query.dtype)
-    lse = np.empty((b, h, t), core)
+    shifts, totals = np.empty((b, h, t), core), np.empty((b, h, t), core)
     scale = 1 / math.sqrt(d) if scale is None else float(scale)
     arrays = describe(query), describe(key), describe(value)
     extras = _extras(mask, bias, key_lengths, (b, h, t, s))
     sizes = (b, h, t, s, d, e)
     items = b * h * -(-t // QUERIES)
-    parallel_for(tiles.forward, items, 1, *arrays, *extras, sizes, causal, core.type(scale), describe(out), lse)
-    saved = query, key, value, bias, mask, key_lengths, out, lse, causal, scale
-    return ((out, lse) if return_lse else out), saved
+    parallel_for(forward, items, 1, *arrays, *extras, sizes, causal, core.type(scale), describe(out), shifts, totals)
+    return out, shifts, totals, scale
+
+
+@silent
+def _log_sum_exp(shifts, totals):
+    return shifts + np.log(totals)
 
 
 def attention_backward(saved, grad_out, grad_lse=None):
@@ -53,20 +65,24 @@ def attention_backward(saved, grad_out, grad_lse=None):
     extras = _extras(mask, bias, key_lengths, (b, h, t, s))
     scale = core.type(scale)
     row_sums = np.empty((b, h, t), core)
-    parallel_for(tiles.row_sums, b * h * t, 4096, sizes, describe(out), describe(grad_out), row_sums)
+    parallel_for(gradients.row_sums, b * h * t, 4096, sizes, describe(out), describe(grad_out), row_sums)
     if grad_lse is not None:
         row_sums -= grad_lse
     common = *arrays, *extras, sizes, causal, scale, describe(grad_out), lse, row_sums
     # A head dimension of its own strides may be shared by broadcasting: gradients are always dense.
     grad_query, grad_key, grad_value = (np.empty(x.shape, x.dtype) for x in (query, key, value))
-    parallel_for(tiles.backward_queries, b * h * -(-t // QUERIES), 1, *common, describe(grad_query))
-    parallel_for(tiles.backward_keys, b * h * -(-s // KEYS), 1, *common, describe(grad_key), describe(grad_value))
+    parts = min(-(-_HEADS // max(b * h, 1)), max(s // KEYS, 1))
+    sums = grad_query[None] if parts == 1 else np.empty((parts, *query.shape), core)
+    outputs = describe(sums), describe(grad_key), describe(grad_value)
+    parallel_for(gradients.backward, b * h * parts, 1, parts, *common, *outputs)
+    if parts > 1:
+        grad_query[:] = sums.sum(0)
     grad_bias = None
     if bias is not None:
         shape = (1,) * (4 - bias.ndim) + bias.shape
         total = np.zeros(shape, core)
         items = shape[0] * shape[1] * (1 if shape[2] == 1 else -(-t // QUERIES))
-        parallel_for(tiles.backward_bias, items, 1, *common, total)
+        parallel_for(gradients.backward_bias, items, 1, *common, total)
         grad_bias = total.reshape(bias.shape).astype(bias.dtype)
     return grad_query, grad_key, grad_value, grad_bias
 
