@@ -1,5 +1,9 @@
 """numba's attention against the reference: values and every gradient, through the error gate."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
@@ -19,6 +23,29 @@ def test_attention_matches_the_reference_across_blocks(t, s, causal):
     options = dict(causal=causal, bias=rng.standard_normal((2, 1, s)).astype(np.float32), return_lse=True)
     judged = gate.assert_right("attention", kernels, (query, key, value), options)
     assert gate.verdict(judged) == "PASS"
+
+
+NARROW = """
+import llvmlite.binding as llvm
+features = llvm.get_host_cpu_features()
+features["avx512f"] = False
+llvm.get_host_cpu_features = lambda: features
+from saccade.kernels.numba import attention, vectors
+from saccade.testing import gate
+import numpy as np
+assert vectors.BYTES == 32
+rng = np.random.default_rng(0)
+for dtype, (t, s, d) in ((np.float32, (65, 191, 72)), (np.float64, (5, 7, 3))):
+    arguments = tuple(rng.standard_normal((1, 2, n, d)).astype(dtype) for n in (t, s, s))
+    judged = gate.assert_right("attention", attention, arguments, dict(causal=True, scale=-0.2, return_lse=True))
+    assert gate.verdict(judged) == "PASS", judged
+"""
+
+
+def test_processors_without_the_widest_vectors_compute_the_same_function(tmp_path):
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))  # kernels are cached by the real processor's features
+    done = subprocess.run([sys.executable, "-P", "-c", NARROW], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @given(attention_inputs(most=193), st.integers(1, 5))

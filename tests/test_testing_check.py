@@ -407,16 +407,18 @@ def test_claims_change_what_is_drawn():
         assert query.dtype == np.float16 and query.shape[3] == 24 and query.size and set(options) <= {"causal"}
 
 
-def test_a_function_that_compiles_in_its_first_call_is_judged_by_poisoned_memory():
-    @numba.njit
-    def copied(x):
-        out = np.empty(x.shape, x.dtype)
-        for i in range(x.size):
-            out.flat[i] = x.flat[i]
-        return out
+@numba.njit
+def copied(x, left_out):
+    out = np.empty(x.shape, x.dtype)
+    for i in range(x.size - left_out):
+        out.flat[i] = x.flat[i]
+    return out
 
-    def plain_gelu(x, *, kind="erf"):
-        return reference.gelu(copied(np.ascontiguousarray(x)), kind=kind)
 
-    report = check(plain_gelu, "gelu", dtypes=["float32"], only="fully written", gradients=False, budget=2.0)
-    assert report.verdict == "PASS", report
+@pytest.mark.parametrize("left_out, verdict", [(0, "PASS"), (1, "FAIL")])
+def test_what_a_function_compiles_in_its_first_call_is_judged_on_used_memory(left_out, verdict):
+    def gelu(x, *, kind="erf"):
+        return reference.gelu(copied(np.ascontiguousarray(x), left_out), kind=kind)
+
+    report = check(gelu, "gelu", dtypes=["float32"], only="fully written", gradients=False, budget=5.0)
+    assert report.verdict == verdict, report

@@ -101,10 +101,8 @@ def backward(
         for block in range(query_blocks):
             first_t = part(t, step, query_blocks, block)
             queries = part(t, step, query_blocks, block + 1) - first_t
-            load_queries(query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d)
-            load_queries(grad_block, turned_grad, grad_out, corner(grad_out, i_b, i_h, first_t), queries, e)
-            if scale < 0:
-                turned *= dtype.type(-1)
+            load_queries(query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d, scale)
+            load_queries(grad_block, turned_grad, grad_out, corner(grad_out, i_b, i_h, first_t), queries, e, zero)
             sum_query[:] = 0
             last = visible_end(end, causal, first_t + queries - 1, sizes)
             for key_part in range(key_blocks):
@@ -150,7 +148,7 @@ def backward_bias(
     widest_vectors()
     b, h, t, s, d, e = sizes
     dtype = lse.dtype
-    step = lanes(dtype.type(0))
+    zero, step = dtype.type(0), lanes(dtype.type(0))
     wide_d, wide_e = wide(lse, d), wide(lse, e)
     query_block, turned = np.zeros((QUERIES, wide_d), dtype), np.zeros((wide_d, QUERIES), dtype)
     grad_block, turned_grad = np.zeros((QUERIES, wide_e), dtype), np.zeros((wide_e, QUERIES), dtype)
@@ -167,10 +165,9 @@ def backward_bias(
                 for block in range(i_part, blocks if parts == 1 else i_part + 1):
                     first_t = part(t, step, blocks, block)
                     queries = part(t, step, blocks, block + 1) - first_t
-                    load_queries(query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d)
-                    load_queries(grad_block, turned_grad, grad_out, corner(grad_out, i_b, i_h, first_t), queries, e)
-                    if scale < 0:
-                        turned *= dtype.type(-1)
+                    load_queries(query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d, scale)
+                    at_grad = corner(grad_out, i_b, i_h, first_t)
+                    load_queries(grad_block, turned_grad, grad_out, at_grad, queries, e, zero)
                     end = visible_end(min(lengths[i_b], s), causal, first_t + queries - 1, sizes)
                     for key_part in range(key_blocks):
                         first_s = part(s, 8, key_blocks, key_part)

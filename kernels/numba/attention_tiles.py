@@ -53,12 +53,15 @@ def rows_of(array, scratch, stays, address, rows, columns):
 
 
 @jit
-def load_queries(rows_block, turned, array, address, rows, columns):
-    """Rows from an address, zeros up to whole vectors of them, and the same turned on their side."""
+def load_queries(rows_block, turned, array, address, rows, columns, scale):
+    """Rows from an address, zeros up to whole vectors of them; and the same turned on their side, times −1 if the scale
+    is negative, so that the largest of factor · scores is that of the largest score."""
     load_block(rows_block, array, array[4], array[5], address, rows, columns)
     padded = wide(rows_block, rows)
     rows_block[rows:padded] = 0
     transpose(rows_block, turned, padded, rows_block.shape[1])
+    if scale < 0:
+        turned *= turned.dtype.type(-1)
 
 
 @jit
@@ -71,7 +74,7 @@ def visible_end(length, causal, last_t, sizes):
 def score_tile(scores, turned, key, key_row, mask, bias, causal, scale, at, sizes, queries, keys):
     """scores[:keys, :queries] such that factor · scores = log₂e · S, and the factor; −inf where a key is hidden.
 
-    ``turned`` holds the queries, times −1 if the scale is negative; at = the tile's (b, h, t, s).
+    ``turned`` is that of ``load_queries``; at = the tile's (b, h, t, s).
     """
     size, (i_b, i_h, first_t, first_s) = scores.itemsize, at
     dtype, width = scores.dtype.type, wide(scores, queries)
@@ -123,9 +126,7 @@ def forward(start, stop, query, key, value, mask, bias, lengths, sizes, causal, 
         i_b, i_h, block = item // (h * query_blocks), item // query_blocks % h, item % query_blocks
         first_t = part(t, step, query_blocks, block)
         queries = part(t, step, query_blocks, block + 1) - first_t
-        load_queries(query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d)
-        if scale < 0:
-            turned *= dtype.type(-1)
+        load_queries(query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d, scale)
         shift[:], total[:], sums[:] = -np.inf, 0, 0
         end = visible_end(min(lengths[i_b], s), causal, first_t + queries - 1, sizes)
         for key_part in range(key_blocks):
