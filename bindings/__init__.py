@@ -7,6 +7,7 @@ from saccade.arrays import (
     concatenate as concatenate,
     identity as identity,
     mean as mean,
+    relu as relu,
     take as take,
     tanh as tanh,
 )

@@ -57,6 +57,11 @@ def tanh(x):
     return _library(x).tanh(x)
 
 
+def relu(x):
+    """max(x, 0), elementwise."""
+    return _library(x).relu(x) if framework_of(x) == "torch" else _library(x).maximum(x, x.dtype.type(0))
+
+
 def mean(x, axis):
     """The mean along one axis, in the dtype of ``x``, summed in float32 at least."""
     if framework_of(x) == "torch":

@@ -13,6 +13,7 @@ from saccade.reference.arrays import (
     concatenate as concatenate,
     identity as identity,
     mean as mean,
+    relu as relu,
     take as take,
     tanh as tanh,
 )

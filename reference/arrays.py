@@ -25,6 +25,11 @@ def tanh(x):
     return rounded(np.tanh(upcast(x)), x)
 
 
+def relu(x):
+    """max(x, 0), elementwise."""
+    return np.maximum(x, x.dtype.type(0))
+
+
 def mean(x, axis):
     """The mean along one axis, summed in float32 at least, in the dtype of ``x``."""
     return rounded(upcast(x).mean(axis), x)

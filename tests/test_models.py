@@ -230,15 +230,15 @@ def test_parameters_begin_as_the_papers_code_says():
 
 
 REFUSALS = [
-    (lambda: vit.variant("X/16"), "name='X/16', expected one of Ti, S, B, L, H, g, G and a patch size"),
+    (lambda: vit.variant("X/16"), "name='X/16', expected one of s, Ti, S, B, L, H, So400m, g, G and a patch size"),
     (lambda: vit.variant("B/15"), "image_size=224 is no multiple of self.patch_size=15"),
     (lambda: vit.variant("B/16", heads=7), "width=768 does not divide into self.heads=7"),
     (lambda: vit.variant("B/16", gelu="relu"), "gelu='relu', expected one of"),
     (lambda: vit.variant("B/16", depth=-1), "depth=-1, expected a whole number"),
     (lambda: vit.variant("B/16", pooling="max"), "pooling='max', expected one of"),
-    (lambda: imagegpt.variant("XL"), "name='XL', expected one of S, M, L"),
+    (lambda: imagegpt.variant("XS"), "name='XS', expected one of S, M, L, XL"),
     (lambda: imagegpt.variant("S", causal=False), "contradicts self.objective='autoregressive'"),
-    (lambda: clip.variant("RN50"), "name='RN50', expected one of ViT-B/32"),
+    (lambda: clip.variant("RN51"), "name='RN51', expected one of RN50, "),
     (lambda: vit.forward({}, twins.IMAGES[:, :8], twins.VIT, reference), r"images.*= ?\(2, 8, 16, 3\), expected"),
 ]
 

@@ -6,7 +6,7 @@ import numpy as np
 import support
 import torch
 
-from saccade.models import clip, imagegpt, vit
+from saccade.models import clip, imagegpt, resnet, vit
 from saccade.models.initialization import prefixed
 from saccade.models.transformer import under
 
@@ -258,3 +258,43 @@ def open_clip_twin():
         "logit_scale": state["logit_scale"],
     }
     return model, parameters, CLIP
+
+
+RESNET_CLIP = replace(
+    CLIP, image=resnet.ResNetConfig(layers=(2, 1, 1, 1), width=8, embed=12, heads=4, image_size=64)
+)
+TALLER_IMAGES = PIXELS.standard_normal((2, 64, 64, 3))
+
+
+def resnet_parameters(state):
+    """The ResNet tower of open_clip by our names."""
+
+    def normed(ours, theirs):
+        kinds = {"scale": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
+        return {f"{ours}.{mine}": state[f"{theirs}.{kind}"] for mine, kind in kinds.items() if f"{theirs}.{kind}" in state}
+
+    parameters = {}
+    for i in (1, 2, 3):
+        parameters |= renamed(state, {f"stem.conv{i}": f"conv{i}"}) | normed(f"stem.norm{i}", f"bn{i}")
+    paths = [f"layer{group}.{j}" for group, blocks in enumerate(RESNET_CLIP.image.layers, 1) for j in range(blocks)]
+    for i, path in enumerate(paths):
+        for j in (1, 2, 3):
+            parameters |= renamed(state, {f"blocks.{i}.conv{j}": f"{path}.conv{j}"})
+            parameters |= normed(f"blocks.{i}.norm{j}", f"{path}.bn{j}")
+        parameters |= renamed(state, {f"blocks.{i}.downsample": f"{path}.downsample.0"})
+        parameters |= normed(f"blocks.{i}.downsample_norm", f"{path}.downsample.1")
+    pool = {"q": "q_proj", "kv": "k_proj v_proj", "out": "c_proj"}
+    pool = {f"pool.{ours}": " ".join(f"attnpool.{one}" for one in theirs.split()) for ours, theirs in pool.items()}
+    return parameters | renamed(state, pool) | {"pool.positions": state["attnpool.positional_embedding"]}
+
+
+def open_clip_resnet():
+    """(open_clip's image tower, our parameters, our config)."""
+    from open_clip.modified_resnet import ModifiedResNet
+
+    model = perturbed(ModifiedResNet([2, 1, 1, 1], output_dim=12, heads=4, image_size=64, width=8))
+    generator = torch.Generator().manual_seed(1)
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+    return model, resnet_parameters(arrays(model.state_dict())), RESNET_CLIP.image

@@ -8,4 +8,4 @@ Each module has a frozen config, ``variant(name)`` for the papers' sizes, ``init
 and the stages by name. ``saccade.torch`` has the same models as ``nn.Module``.
 """
 
-from saccade.models import clip as clip, imagegpt as imagegpt, vit as vit
+from saccade.models import clip as clip, imagegpt as imagegpt, resnet as resnet, vit as vit

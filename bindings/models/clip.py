@@ -1,9 +1,10 @@
-"""CLIP with a ViT as its image tower: images and token ids -> embeddings whose products say which belong together.
+"""CLIP: images and token ids -> embeddings whose products say which belong together.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021. Stages:
 
-    image.…           a ViT without a head (``saccade.models.vit``), pooled by its class token
-    image_projection  weight (embed, image width)
+    image.…           a ViT without a head (``saccade.models.vit``), pooled by its class token, or a ResNet
+                      (``saccade.models.resnet``), whose features are of the embeddings' width already
+    image_projection  weight (embed, image width); a ViT's alone
     text.embed        weight (vocabulary, e), positions (context, e)
     text.blocks.<i>   see ``saccade.models.transformer``, causal
     text.pool         norm.scale, norm.bias: the norm of the end-of-text token, which has the highest id
@@ -18,7 +19,7 @@ including the end of text.
 import math
 from dataclasses import dataclass, field
 
-from saccade.models import initialization as initial, vit
+from saccade.models import initialization as initial, resnet, vit
 from saccade.models.transformer import TransformerConfig, block, norm, one_of, run_blocks, runner, under
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -53,29 +54,48 @@ class CLIPConfig:
     """Two towers and the width they meet in."""
 
     embed: int
-    image: vit.ViTConfig
+    image: vit.ViTConfig | resnet.ResNetConfig
     text: TextConfig
     logit_scale: float = field(default=math.log(1 / 0.07))
 
+    def __post_init__(self):
+        if isinstance(self.image, resnet.ResNetConfig) and self.image.embed != self.embed:
+            raise ValueError(f"CLIPConfig: {self.image.embed=} and {self.embed=}, expected the same width")
 
-_VARIANTS = {
-    "ViT-B/32": ("B/32", 224, 512, 8),
-    "ViT-B/16": ("B/16", 224, 512, 8),
-    "ViT-L/14": ("L/14", 224, 768, 12),
-    "ViT-L/14@336px": ("L/14", 336, 768, 12),
+
+# image size, embed, width of the text tower, then the ViT's size or the ResNet's layers and width
+VARIANTS = {
+    "RN50": (224, 1024, 512, (3, 4, 6, 3), 64),
+    "RN101": (224, 512, 512, (3, 4, 23, 3), 64),
+    "RN50x4": (288, 640, 640, (4, 6, 10, 6), 80),
+    "RN50x16": (384, 768, 768, (6, 8, 18, 8), 96),
+    "RN50x64": (448, 1024, 1024, (3, 15, 36, 10), 128),
+    "ViT-B/32": (224, 512, 512, "B/32"),
+    "ViT-B/16": (224, 512, 512, "B/16"),
+    "ViT-L/14": (224, 768, 768, "L/14"),
+    "ViT-L/14@336px": (336, 768, 768, "L/14"),
 }
+HEAD_WIDTH = 64
 
 
 def variant(name, **changes):
-    """The config of one of the paper's CLIPs with a ViT: ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px."""
-    if name not in _VARIANTS:
-        raise ValueError(f"clip.variant: {name=}, expected one of {', '.join(_VARIANTS)}")
-    size, image_size, width, heads = _VARIANTS[name]
-    plain = vit.variant(size)
-    sizes = {key: getattr(plain, key) for key in ("width", "depth", "heads", "hidden", "patch_size")}
-    image = image_config(image_size=image_size, **sizes)
-    text = TextConfig(width=width, depth=12, heads=heads)
-    return CLIPConfig(**dict(embed=width, image=image, text=text) | changes)
+    """The config of one of the paper's CLIPs: ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px, RN50, RN101, RN50x4,
+    RN50x16 or RN50x64."""
+    if name not in VARIANTS:
+        raise ValueError(f"clip.variant: {name=}, expected one of {', '.join(VARIANTS)}")
+    image_size, embed, text_width, *image = VARIANTS[name]
+    if len(image) == 2:
+        layers, width = image
+        tower = resnet.ResNetConfig(
+            layers=layers, width=width, embed=embed, heads=32 * width // HEAD_WIDTH, image_size=image_size,
+            mean=MEAN, std=STD,
+        )  # fmt: skip
+    else:
+        plain = vit.variant(*image)
+        sizes = {key: getattr(plain, key) for key in ("width", "depth", "heads", "hidden", "patch_size")}
+        tower = image_config(image_size=image_size, **sizes)
+    text = TextConfig(width=text_width, depth=12, heads=text_width // HEAD_WIDTH)
+    return CLIPConfig(**dict(embed=embed, image=tower, text=text) | changes)
 
 
 def embed_text(parameters, tokens, ops, config):
@@ -119,7 +139,8 @@ def compose_text(run, tokens, config, ops):
 
 def image_features(parameters, images, config, ops, *, stages=None):
     """The image tower before its projection, b e: the linear probe's features."""
-    return vit.forward(under(parameters, "image"), images, config.image, ops, stages=stages)
+    tower = resnet if isinstance(config.image, resnet.ResNetConfig) else vit
+    return tower.forward(under(parameters, "image"), images, config.image, ops, stages=stages)
 
 
 def text_features(parameters, tokens, config, ops, *, stages=None):
@@ -131,7 +152,9 @@ def text_features(parameters, tokens, config, ops, *, stages=None):
 def encode_images(parameters, images, config, ops, *, stages=None):
     """Image embeddings (b, embed) of length 1."""
     x = image_features(parameters, images, config, ops, stages=stages)
-    return ops.l2_normalize(project(under(parameters, "image_projection"), x, ops, config))
+    if isinstance(config.image, vit.ViTConfig):
+        x = project(under(parameters, "image_projection"), x, ops, config)
+    return ops.l2_normalize(x)
 
 
 def encode_texts(parameters, tokens, config, ops, *, stages=None):
@@ -195,9 +218,14 @@ def text_layout(tower):
 
 def layout(config):
     """Names, shapes and beginnings of the parameters, as in the paper's release."""
+    if isinstance(config.image, resnet.ResNetConfig):
+        image = initial.prefixed("image", resnet.layout(config.image))
+    else:
+        width = config.image.width
+        image = initial.prefixed("image", image_layout(config.image))
+        image["image_projection.weight"] = ((config.embed, width), initial.normal(width**-0.5))
     return {
-        **initial.prefixed("image", image_layout(config.image)),
-        "image_projection.weight": ((config.embed, config.image.width), initial.normal(config.image.width**-0.5)),
+        **image,
         **initial.prefixed("text", text_layout(config.text)),
         "text_projection.weight": ((config.embed, config.text.width), initial.normal(config.text.width**-0.5)),
         "logit_scale": ((), initial.constant(config.logit_scale)),

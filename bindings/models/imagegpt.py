@@ -55,11 +55,13 @@ VARIANTS = {
     "S": dict(width=512, depth=24, heads=8),
     "M": dict(width=1024, depth=36, heads=8),
     "L": dict(width=1536, depth=48, heads=16),
+    "XL": dict(width=3072, depth=60, heads=16),
 }
 
 
 def variant(name, **changes):
-    """The config of the paper's iGPT-S, -M or -L."""
+    """The config of the paper's iGPT-S, -M, -L or -XL, of 32² pixels. XL's number of heads was never published and
+    none of its weights: 16, as L has, is a guess, on which no count or cost depends."""
     if name not in VARIANTS:
         raise ValueError(f"imagegpt.variant: {name=}, expected one of {', '.join(VARIANTS)}")
     return ImageGPTConfig(**VARIANTS[name] | changes)

@@ -85,9 +85,18 @@ def draw(layout, seed):
     return {name: begin(rng, shape) for name, (shape, begin) in layout.items()}
 
 
+# What a batch norm has seen in training: counted, not learned.
+STATISTICS = ("mean", "variance")
+
+
+def is_statistic(name):
+    """Whether the parameter of that name is counted in training rather than learned."""
+    return name.rpartition(".")[2] in STATISTICS
+
+
 def count(layout):
-    """How many numbers the parameters of the layout hold."""
-    return sum(math.prod(shape) for shape, _ in layout.values())
+    """How many numbers the parameters of the layout hold that are learned."""
+    return sum(math.prod(shape) for name, (shape, _) in layout.items() if not is_statistic(name))
 
 
 def check_parameters(model, layout, parameters):

@@ -78,18 +78,21 @@ class ViTConfig(TransformerConfig):
 
 
 _SIZES = {
+    "s": (256, 6, 8, 1024),
     "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
     "B": (768, 12, 12, 3072),
     "L": (1024, 24, 16, 4096),
     "H": (1280, 32, 16, 5120),
+    "So400m": (1152, 27, 16, 4304),
     "g": (1408, 40, 16, 6144),
     "G": (1664, 48, 16, 8192),
 }
 
 
 def variant(name, **changes):
-    """The config of a paper's variant, "B/16" say: Ti, S, B, L, H, g or G, and the side of its patches."""
+    """The config of a paper's variant, "B/16" say: Ti, S, B, L, H, Scaling ViT's s, g and G, or So400m (Alabdulmohsin
+    et al., "Getting ViT in Shape", 2023), and the side of its patches."""
     size, _, patch = name.partition("/")
     if size not in _SIZES or not patch.isdigit() or int(patch) < 1:
         raise ValueError(f"vit.variant: {name=}, expected one of {', '.join(_SIZES)} and a patch size, as in 'B/16'")

@@ -2,3 +2,4 @@
 
 from saccade.torch import ops as ops
 from saccade.torch.modules import CLIP as CLIP, Block as Block, ImageGPT as ImageGPT, Stage as Stage, ViT as ViT
+from saccade.torch.resnet import ResNet as ResNet

@@ -1,4 +1,4 @@
-"""ImageGPT, ViT and CLIP as ``nn.Module``: one module per stage, each calling its stage's function.
+"""ImageGPT, ViT and CLIP as ``nn.Module`` (CLIP's ResNet: ``saccade.torch.resnet``): one module per stage, each calling its stage's function.
 
 The names in a state dict are those of the parameters dictionaries in ``saccade.models``. Dropout and stochastic
 depth exist here only.
@@ -12,7 +12,7 @@ from torch import nn
 
 import saccade
 from saccade.models import clip, imagegpt, transformer, vit
-from saccade.models.initialization import check_parameters, draw
+from saccade.models.initialization import check_parameters, draw, is_statistic
 from saccade.torch.arrays import from_numpy, to_numpy
 
 
@@ -24,10 +24,10 @@ class Stage(nn.Module):
         self.function = function
         self.config = config
         for name, value in parameters.items():
-            _register(self, name.split("."), nn.Parameter(from_numpy(value).clone()))
+            _register(self, name.split("."), from_numpy(value).clone())
 
     def forward(self, *inputs, **options):
-        return self.function(dict(self.named_parameters()), *inputs, saccade, self.config, **options)
+        return self.function(_named(self), *inputs, saccade, self.config, **options)
 
     def extra_repr(self):
         return self.function.__name__
@@ -98,10 +98,10 @@ class Model(nn.Module):
     def __init__(self, functions, layout, config, *, parameters=None, seed=0, dropout=0.0, stochastic_depth=0.0):
         super().__init__()
         self.config = config
-        parameters = _checked(type(self).__name__, layout, parameters, seed)
+        parameters = checked(type(self).__name__, layout, parameters, seed)
         for name in dict.fromkeys(full.partition(".")[0] for full in parameters):
             own, function = transformer.under(parameters, name), functions[name]
-            if name == "blocks":
+            if function is transformer.block:
                 rates = [stochastic_depth * i / max(config.depth - 1, 1) for i in range(config.depth)]
                 each = (transformer.under(own, str(i)) for i in range(config.depth))
                 made = (Block(function, config, one, dropout, rate) for one, rate in zip(each, rates, strict=True))
@@ -289,15 +289,21 @@ class CLIP(nn.Module):
 
     Args:
         config: a ``saccade.models.clip.CLIPConfig``, for instance ``clip.variant("ViT-B/32")``.
-        parameters, seed, dropout, stochastic_depth: as for ``ViT``.
+        parameters, seed, dropout, stochastic_depth: as for ``ViT``; a ResNet has neither of the latter two.
     """
 
     def __init__(self, config, *, parameters=None, seed=0, **options):
         super().__init__()
         self.config = config
-        parameters = _checked("CLIP", clip.layout(config), parameters, seed)
-        self.image = ViT(config.image, parameters=transformer.under(parameters, "image"), **options)
-        self.image_projection = Stage(clip.project, config, transformer.under(parameters, "image_projection"))
+        parameters = checked("CLIP", clip.layout(config), parameters, seed)
+        image = transformer.under(parameters, "image")
+        if isinstance(config.image, vit.ViTConfig):
+            self.image = ViT(config.image, parameters=image, **options)
+            self.image_projection = Stage(clip.project, config, transformer.under(parameters, "image_projection"))
+        else:
+            from saccade.torch.resnet import ResNet
+
+            self.image, self.image_projection = ResNet(config.image, parameters=image), nn.Identity()
         self.text = Text(config.text, parameters=transformer.under(parameters, "text"), **options)
         self.text_projection = Stage(clip.project, config, transformer.under(parameters, "text_projection"))
         self.logit_scale = nn.Parameter(from_numpy(parameters["logit_scale"]).clone())
@@ -334,7 +340,7 @@ class CLIP(nn.Module):
 @torch.no_grad()
 def load_parameters(module, parameters):
     """Copy NumPy arrays into the module's parameters of the same names; ValueError where names or shapes differ."""
-    own = dict(module.named_parameters())
+    own = _named(module)
     check_parameters(type(module).__name__, {name: (tuple(x.shape), None) for name, x in own.items()}, parameters)
     for name, x in own.items():
         x.copy_(from_numpy(parameters[name]))
@@ -342,19 +348,28 @@ def load_parameters(module, parameters):
 
 def numpy_parameters(module):
     """The module's parameters by name as NumPy arrays."""
-    return {name: to_numpy(x.detach().cpu()).copy() for name, x in module.named_parameters()}
+    return {name: to_numpy(x.detach().cpu()).copy() for name, x in _named(module).items()}
 
 
-def _checked(model, layout, parameters, seed):
+def _named(module):
+    """Parameters, and the statistics that are buffers."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def checked(model, layout, parameters, seed):
+    """The parameters if they fit the layout, or as training begins if None."""
     if parameters is None:
         return draw(layout, seed)
     check_parameters(model, layout, parameters)
     return parameters
 
 
-def _register(module, path, parameter):
+def _register(module, path, value):
     for name in path[:-1]:
         if not hasattr(module, name):
             module.add_module(name, nn.Module())
         module = getattr(module, name)
-    module.register_parameter(path[-1], parameter)
+    if is_statistic(path[-1]):
+        module.register_buffer(path[-1], value)
+    else:
+        module.register_parameter(path[-1], nn.Parameter(value))
