@@ -92,5 +92,5 @@ def test_what_does_not_fit_is_refused(changes, message):
     config = twins.RESNET_CLIP.image
     with pytest.raises(ValueError, match=r"\(2, 32, 32, 3\), expected \(b, 64, 64, 3\)"):
         resnet.forward(resnet.initialize(config), twins.TALLER_IMAGES[:, :32, :32], config, reference)
-    with pytest.raises(ValueError, match=r"image.embed=12 and self.embed=5, expected the same"):
+    with pytest.raises(ValueError, match=r"embed=5 and image features of width=12, expected the same"):
         clip.CLIPConfig(embed=5, image=config, text=twins.CLIP.text)

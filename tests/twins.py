@@ -260,9 +260,7 @@ def open_clip_twin():
     return model, parameters, CLIP
 
 
-RESNET_CLIP = replace(
-    CLIP, image=resnet.ResNetConfig(layers=(2, 1, 1, 1), width=8, embed=12, heads=4, image_size=64)
-)
+RESNET_CLIP = replace(CLIP, image=resnet.ResNetConfig(layers=(2, 1, 1, 1), width=8, embed=12, heads=4, image_size=64))
 TALLER_IMAGES = PIXELS.standard_normal((2, 64, 64, 3))
 
 
@@ -271,7 +269,8 @@ def resnet_parameters(state):
 
     def normed(ours, theirs):
         kinds = {"scale": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
-        return {f"{ours}.{mine}": state[f"{theirs}.{kind}"] for mine, kind in kinds.items() if f"{theirs}.{kind}" in state}
+        found = {mine: state.get(f"{theirs}.{kind}") for mine, kind in kinds.items()}
+        return {f"{ours}.{mine}": value for mine, value in found.items() if value is not None}
 
     parameters = {}
     for i in (1, 2, 3):
@@ -298,3 +297,59 @@ def open_clip_resnet():
         if "running" in name:
             buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     return model, resnet_parameters(arrays(model.state_dict())), RESNET_CLIP.image
+
+
+SIGLIP = clip.CLIPConfig(
+    embed=16,
+    image=vit.ViTConfig(
+        width=16, depth=2, heads=2, hidden=40, image_size=16, patch_size=8, pooling="map", mean=None, std=None
+    ),
+    text=clip.TextConfig(
+        width=16, depth=2, heads=2, hidden=40, vocabulary=49, context=8, causal=False, pooling="last", eps=1e-6,
+        gelu="tanh",
+    ),
+    logit_bias=-10.0,
+)  # fmt: skip
+
+
+def huggingface_siglip():
+    """(their model, our parameters, our config)."""
+    sizes = dict(hidden_size=16, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2)
+    text = dict(vocab_size=49, max_position_embeddings=8, pad_token_id=0, bos_token_id=47, eos_token_id=48)
+    config = transformers.SiglipConfig(
+        text_config=sizes | text, vision_config=sizes | dict(image_size=16, patch_size=8)
+    )
+    model = perturbed(transformers.SiglipModel(config))
+    state = arrays(model.state_dict())
+    for kind in ("weight", "bias"):
+        packed = state.pop(f"vision_model.head.attention.in_proj_{kind}")
+        state[f"vision_model.head.q.{kind}"], state[f"vision_model.head.kv.{kind}"] = np.split(packed, [16])
+    names = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attention.out": "self_attn.out_proj"}
+    names |= {"attention.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj"}
+    names |= {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+    head = {"pool.norm_mlp": "layernorm", "pool.mlp.fc1": "mlp.fc1", "pool.mlp.fc2": "mlp.fc2"}
+    head |= {"pool.q": "q", "pool.kv": "kv", "pool.out": "attention.out_proj"}
+    image = {
+        **renamed(state, {"embed": "vision_model.embeddings.patch_embedding"}),
+        "embed.positions": state["vision_model.embeddings.position_embedding.weight"],
+        **blocks(state, 2, "vision_model.encoder.layers.{}", names),
+        **renamed(state, {"pool.norm": "vision_model.post_layernorm"}),
+        **renamed(state, {ours: f"vision_model.head.{theirs}" for ours, theirs in head.items()}),
+        "pool.probe": state["vision_model.head.probe"][0, 0],
+    }
+    text = {
+        "embed.positions": state["text_model.embeddings.position_embedding.weight"],
+        **renamed(
+            state,
+            {"embed": "text_model.embeddings.token_embedding", "pool.norm": "text_model.final_layer_norm"},
+        ),
+        **blocks(state, 2, "text_model.encoder.layers.{}", names),
+    }
+    parameters = {
+        **prefixed("image", image),
+        **prefixed("text", text),
+        **renamed(state, {"text_projection": "text_model.head"}),
+        "logit_scale": state["logit_scale"].reshape(()),
+        "logit_bias": state["logit_bias"].reshape(()),
+    }
+    return model, parameters, SIGLIP

@@ -8,8 +8,13 @@ Radford et al., "Learning Transferable Visual Models From Natural Language Super
     text.embed        weight (vocabulary, e), positions (context, e)
     text.blocks.<i>   see ``saccade.models.transformer``, causal
     text.pool         norm.scale, norm.bias: the norm of the end-of-text token, which has the highest id
-    text_projection   weight (embed, text width)
+    text_projection   weight (embed, text width), SigLIP's also bias
     logit_scale       (), the paper's t: products of embeddings are multiplied by exp(t)
+    logit_bias        (), SigLIP's alone
+
+SigLIP (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023) is a CLIP with a logit bias: its image tower
+is a ViT with attention pooling whose features are the embeddings, and its text tower, which looks both ways, gives the
+last token's vector.
 
 The text tower of kind "cbow" has no positions, blocks or norm: the paper's pseudocode (figure 3) offers a continuous
 bag of words and says no more of it, so here it is the mean of the embeddings of the real tokens, those up to and
@@ -17,7 +22,7 @@ including the end of text.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from saccade.models import initialization as initial, resnet, vit
 from saccade.models.transformer import TransformerConfig, block, norm, one_of, run_blocks, runner, under
@@ -29,11 +34,16 @@ MAX_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(TransformerConfig):
-    """A text tower over ``context`` token ids; ``kind`` is "transformer" or "cbow"."""
+    """A text tower over ``context`` token ids; ``kind`` is "transformer" or "cbow".
+
+    ``pooling`` is the token whose vector a transformer gives: the "end" of text, which has the highest id, or the
+    "last" of the sequence.
+    """
 
     vocabulary: int = 49408
     context: int = 77
     kind: str = "transformer"
+    pooling: str = "end"
     eps: float = 1e-5
     gelu: str = "sigmoid"
     causal: bool = True
@@ -41,6 +51,7 @@ class TextConfig(TransformerConfig):
     def __post_init__(self):
         super().__post_init__()
         one_of(self, "kind", ("transformer", "cbow"))
+        one_of(self, "pooling", ("end", "last"))
 
 
 def image_config(**sizes):
@@ -51,16 +62,23 @@ def image_config(**sizes):
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPConfig:
-    """Two towers and the width they meet in."""
+    """Two towers and the width they meet in; with a ``logit_bias`` (as training begins) it is a SigLIP."""
 
     embed: int
     image: vit.ViTConfig | resnet.ResNetConfig
     text: TextConfig
-    logit_scale: float = field(default=math.log(1 / 0.07))
+    logit_scale: float = math.log(1 / 0.07)
+    logit_bias: float | None = None
 
     def __post_init__(self):
-        if isinstance(self.image, resnet.ResNetConfig) and self.image.embed != self.embed:
-            raise ValueError(f"CLIPConfig: {self.image.embed=} and {self.embed=}, expected the same width")
+        width = self.image.embed if isinstance(self.image, resnet.ResNetConfig) else self.image.width
+        if not self.projects_images and width != self.embed:
+            raise ValueError(f"CLIPConfig: {self.embed=} and image features of {width=}, expected the same")
+
+    @property
+    def projects_images(self):
+        """Whether image features pass through a projection."""
+        return isinstance(self.image, vit.ViTConfig) and self.logit_bias is None
 
 
 # image size, embed, width of the text tower, then the ViT's size or the ResNet's layers and width
@@ -98,6 +116,32 @@ def variant(name, **changes):
     return CLIPConfig(**dict(embed=embed, image=tower, text=text) | changes)
 
 
+# the image size and the text's length of each release, by the size of its ViT
+SIGLIP_VARIANTS = {
+    "B/16": ("B/16", 224, 64),
+    "B/16@256px": ("B/16", 256, 64),
+    "B/16@384px": ("B/16", 384, 64),
+    "B/16@512px": ("B/16", 512, 64),
+    "L/16@256px": ("L/16", 256, 64),
+    "L/16@384px": ("L/16", 384, 64),
+    "So400m/14": ("So400m/14", 224, 16),
+    "So400m/14@378px": ("So400m/14", 378, 64),
+}
+
+
+def siglip_variant(name, **changes):
+    """The config of one of SigLIP's releases, as "B/16" or "So400m/14@378px": two towers of the same size."""
+    if name not in SIGLIP_VARIANTS:
+        raise ValueError(f"clip.siglip_variant: {name=}, expected one of {', '.join(SIGLIP_VARIANTS)}")
+    size, image_size, context = SIGLIP_VARIANTS[name]
+    image = vit.variant(size, pooling="map", image_size=image_size)
+    sizes = {key: getattr(image, key) for key in ("width", "depth", "heads", "hidden", "eps", "gelu")}
+    text = TextConfig(vocabulary=32_000, context=context, causal=False, pooling="last", **sizes)
+    return CLIPConfig(
+        **dict(embed=image.width, image=image, text=text, logit_scale=math.log(10), logit_bias=-10.0) | changes
+    )
+
+
 def embed_text(parameters, tokens, ops, config):
     """Token embeddings and positions: ids (b, n) -> b n e."""
     if tokens.ndim != 2 or tokens.shape[1] > config.context:
@@ -107,7 +151,9 @@ def embed_text(parameters, tokens, ops, config):
 
 
 def pool_text(parameters, x_bne, tokens, ops, config):
-    """The end-of-text token's vector after the norm: b n e -> b e. Causality hides what comes after it."""
+    """The end-of-text or last token's vector after the norm: b n e -> b e. Causality hides what comes after an end."""
+    if config.pooling == "last":
+        return norm(under(parameters, "norm"), x_bne[:, -1], ops, config)
     ends = tokens.argmax(-1)
     rows = (ends * 0 + 1).cumsum(0) - 1  # 0…b−1 in the tokens' own framework
     return norm(under(parameters, "norm"), x_bne[rows, ends], ops, config)
@@ -122,8 +168,8 @@ def pool_words(x_bne, tokens, ops, config):
 
 
 def project(parameters, x, ops, config):
-    """A linear map without a bias."""
-    return ops.linear(x, parameters["weight"])
+    """A linear map, with SigLIP's bias."""
+    return ops.linear(x, parameters["weight"], parameters.get("bias"))
 
 
 TEXT_STAGES = {"embed": embed_text, "blocks": block, "pool": pool_text}
@@ -152,7 +198,7 @@ def text_features(parameters, tokens, config, ops, *, stages=None):
 def encode_images(parameters, images, config, ops, *, stages=None):
     """Image embeddings (b, embed) of length 1."""
     x = image_features(parameters, images, config, ops, stages=stages)
-    if isinstance(config.image, vit.ViTConfig):
+    if config.projects_images:
         x = project(under(parameters, "image_projection"), x, ops, config)
     return ops.l2_normalize(x)
 
@@ -164,7 +210,8 @@ def encode_texts(parameters, tokens, config, ops, *, stages=None):
 
 
 def forward(parameters, images, tokens, config, ops, *, stages=None):
-    """(image embeddings, text embeddings, the factor exp(t)): what ``clip_loss`` takes.
+    """(image embeddings, text embeddings, the factor exp(t)): what ``clip_loss`` takes, or with a SigLIP's logit bias
+    at the end what ``siglip_loss`` takes.
 
     Args:
         parameters: by name, for instance from ``initialize``.
@@ -179,7 +226,8 @@ def forward(parameters, images, tokens, config, ops, *, stages=None):
     text = encode_texts(parameters, tokens, config, ops, stages=towers.get("text"))
     for tower, found in towers.items():
         stages.update({f"{tower}.{name}": out for name, out in found.items()})  # pyright: ignore[reportOptionalMemberAccess]
-    return image, text, math.e ** parameters["logit_scale"]
+    out = image, text, math.e ** parameters["logit_scale"]
+    return out if config.logit_bias is None else (*out, parameters["logit_bias"])
 
 
 def image_layout(tower):
@@ -194,7 +242,7 @@ def image_layout(tower):
     for i in range(tower.depth):
         entries |= initial.prefixed(f"blocks.{i}", block)
     entries["embed.weight"] = ((e, c, p, p), initial.uniform(1 / math.sqrt(c * p * p)))
-    for name in ("embed.class_token", "embed.positions"):
+    for name in {"embed.class_token", "embed.positions"} & entries.keys():
         entries[name] = (entries[name][0], initial.normal(e**-0.5))
     return entries
 
@@ -221,15 +269,16 @@ def layout(config):
     if isinstance(config.image, resnet.ResNetConfig):
         image = initial.prefixed("image", resnet.layout(config.image))
     else:
-        width = config.image.width
         image = initial.prefixed("image", image_layout(config.image))
-        image["image_projection.weight"] = ((config.embed, width), initial.normal(width**-0.5))
-    return {
-        **image,
-        **initial.prefixed("text", text_layout(config.text)),
-        "text_projection.weight": ((config.embed, config.text.width), initial.normal(config.text.width**-0.5)),
-        "logit_scale": ((), initial.constant(config.logit_scale)),
-    }
+    entries = image | initial.prefixed("text", text_layout(config.text))
+    widths = {"text": config.text.width} | ({"image": config.image.width} if config.projects_images else {})
+    for tower, width in sorted(widths.items()):
+        entries[f"{tower}_projection.weight"] = ((config.embed, width), initial.normal(width**-0.5))
+    entries["logit_scale"] = ((), initial.constant(config.logit_scale))
+    if config.logit_bias is not None:
+        entries["text_projection.bias"] = ((config.embed,), initial.zeros)
+        entries["logit_bias"] = ((), initial.constant(config.logit_bias))
+    return entries
 
 
 def initialize(config, seed=0):

@@ -80,9 +80,7 @@ def stem(parameters, images, ops, config, *, normalize=batch_norm):
     """Normalised pixels through three convolutions and a pool: b h w c -> b h/4 w/4 width."""
     b, h, w, c = images.shape
     if (h, w) != (config.image_size,) * 2:
-        raise ValueError(
-            f"resnet: {tuple(images.shape)=}, expected (b, {config.image_size}, {config.image_size}, {c})"
-        )
+        raise ValueError(f"resnet: {tuple(images.shape)=}, expected (b, {config.image_size}, {config.image_size}, {c})")
     weight = parameters["conv1.weight"]
     # patches of one pixel under the identity: the images' own numbers, divided and normalised
     pixels = ops.identity(c, like=weight).reshape(c, c, 1, 1)

@@ -1,4 +1,4 @@
-"""ImageGPT, ViT and CLIP as ``nn.Module`` (CLIP's ResNet: ``saccade.torch.resnet``): one module per stage, each calling its stage's function.
+"""ImageGPT, ViT and CLIP as ``nn.Module``: one module per stage, each calling its stage's function.
 
 The names in a state dict are those of the parameters dictionaries in ``saccade.models``. Dropout and stochastic
 depth exist here only.
@@ -285,7 +285,7 @@ class Text(Model):
 
 
 class CLIP(nn.Module):
-    """(images b h w c, token ids b n) -> (image embeddings, text embeddings, the factor exp(t)).
+    """(images b h w c, token ids b n) -> (image embeddings, text embeddings, the factor exp(t)); SigLIP also its bias.
 
     Args:
         config: a ``saccade.models.clip.CLIPConfig``, for instance ``clip.variant("ViT-B/32")``.
@@ -299,17 +299,21 @@ class CLIP(nn.Module):
         image = transformer.under(parameters, "image")
         if isinstance(config.image, vit.ViTConfig):
             self.image = ViT(config.image, parameters=image, **options)
-            self.image_projection = Stage(clip.project, config, transformer.under(parameters, "image_projection"))
+            projection = transformer.under(parameters, "image_projection")
+            self.image_projection = Stage(clip.project, config, projection) if projection else nn.Identity()
         else:
             from saccade.torch.resnet import ResNet
 
             self.image, self.image_projection = ResNet(config.image, parameters=image), nn.Identity()
         self.text = Text(config.text, parameters=transformer.under(parameters, "text"), **options)
         self.text_projection = Stage(clip.project, config, transformer.under(parameters, "text_projection"))
-        self.logit_scale = nn.Parameter(from_numpy(parameters["logit_scale"]).clone())
+        for name in ("logit_scale", "logit_bias"):
+            if name in parameters:
+                self.register_parameter(name, nn.Parameter(from_numpy(parameters[name]).clone()))
 
     def forward(self, images, tokens):
-        return self.encode_images(images), self.encode_texts(tokens), self.logit_scale.exp()
+        out = self.encode_images(images), self.encode_texts(tokens), self.logit_scale.exp()
+        return out if self.config.logit_bias is None else (*out, self.logit_bias)
 
     def encode_images(self, images):
         """Image embeddings (b, embed) of length 1."""
@@ -320,8 +324,9 @@ class CLIP(nn.Module):
         return saccade.l2_normalize(self.text_projection(self.text(tokens)))
 
     def loss(self, images, tokens):
-        """``saccade.clip_loss`` of the batch."""
-        return saccade.clip_loss(*self(images, tokens))
+        """``saccade.clip_loss`` of the batch, or ``siglip_loss``."""
+        loss = saccade.clip_loss if self.config.logit_bias is None else saccade.siglip_loss
+        return loss(*self(images, tokens))
 
     @torch.no_grad()
     def clamp_logit_scale(self):
