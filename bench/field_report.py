@@ -78,9 +78,8 @@ def _head(arguments):
 
 
 def _row(name, dtype, reports):
-    package = {"open_clip": "open_clip_torch", "sklearn": "scikit-learn", "faiss": "faiss-cpu"}.get(
-        PEERS[name].package, PEERS[name].package
-    )
+    imported = PEERS[name].package.split()[0]
+    package = {"open_clip": "open_clip_torch", "sklearn": "scikit-learn", "faiss": "faiss-cpu"}.get(imported, imported)
     failed = [one for one in reports if one.failures]
     smallest, verdict = "", " ".join(sorted({one.verdict for one in reports}))
     if failed:

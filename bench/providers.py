@@ -9,8 +9,9 @@ gradients are not on offer. A provider that does not apply returns ``(None, "the
         inputs = problem.arrays("torch")
         return lambda: my_attention(*inputs.arguments, **inputs.options), None
 
-Known are saccade's own, and every peer of ``saccade.testing.peers``. Others come as "module:function" or by the entry
-point group ``saccade.providers``.
+Known are saccade's own, every peer of ``saccade.testing.peers``, and peers made of plain torch under
+``torch.compile``, which the oracle judges as they are and the case judges compiled. Others come as "module:function" or
+by the entry point group ``saccade.providers``.
 """
 
 import importlib
@@ -31,7 +32,14 @@ from saccade.testing.peers import PEERS
 from saccade.testing.subject import differentiable, names_of
 
 GROUP = "saccade.providers"
-COMPILED = ("torch-flex-attention",)  # whose authors say that only compiled it is fast
+MEANT_COMPILED = ("torch-flex-attention",)  # whose authors say that only compiled it is fast
+COMPILED = {
+    f"{name}-compiled": name
+    for name in (
+        "torch-split-sdpa", "torch-layer-norm", "torch-rms-norm", "torch-gelu", "torch-conv2d-patches",
+        "torch-cross-entropy", "torch-linear-cross-entropy", "torch-clip-loss", "torch-siglip-loss",
+    )
+}  # fmt: skip
 
 
 def provider(name):
@@ -42,8 +50,8 @@ def provider(name):
     """
     if name in OWN:
         return OWN[name]
-    if name in PEERS:
-        return partial(_of_peer, name)
+    if name in PEERS or name in COMPILED:
+        return partial(_of_peer, COMPILED.get(name, name), name in COMPILED or name in MEANT_COMPILED)
     entries = {one.name: one for one in importlib.metadata.entry_points(group=GROUP)}
     try:
         if name in entries:
@@ -53,7 +61,7 @@ def provider(name):
             return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"bench: provider {name!r} cannot be imported: {error}") from error
-    known = ", ".join([*OWN, *PEERS, *entries])
+    known = ", ".join([*OWN, *PEERS, *COMPILED, *entries])
     raise ValueError(f"bench: provider={name!r}, expected module:function or one of {known}")
 
 
@@ -62,12 +70,19 @@ def claims_of(name, provider):
     if name in OWN:
         return Claims()
     usual = Claims(value_dims=False, soft_labels=False, ignored=False, non_finite=False, deterministic=False)
+    name = COMPILED.get(name, name)
     return PEERS[name].claims if name in PEERS else getattr(provider, "claims", usual)
+
+
+def may_apply(name, operation):
+    """Whether a provider is not known to be another operation's."""
+    name = COMPILED.get(name, name)
+    return name not in PEERS or PEERS[name].operation == operation
 
 
 def known(operation):
     """The names of all providers that may apply to an operation."""
-    peers = [name for name, one in PEERS.items() if one.operation == operation]
+    peers = [name for name in (*PEERS, *COMPILED) if may_apply(name, operation)]
     return [*OWN, *peers, *(one.name for one in importlib.metadata.entry_points(group=GROUP))]
 
 
@@ -138,12 +153,12 @@ def _by_jax(function, problem, inputs):
     return lambda: jax.block_until_ready(call(*inputs.arguments)), backward
 
 
-def _of_peer(name, problem):
+def _of_peer(name, compiled, problem):
     peer, claims = PEERS[name], PEERS[name].claims
     if peer.operation != problem.operation:
         return None, f"it is {peer.operation}"
     if not peer.installed:
-        return None, f"{peer.package} is not installed"
+        return None, f"{peer.package.replace(' ', ' or ')} is not installed"
     if peer.device is not None:
         return None, "it needs a GPU"
     if problem.operation != "fit" and problem.dtype not in claims.dtypes:
@@ -163,7 +178,7 @@ def _of_peer(name, problem):
     if peer.arrays == "jax":
         return _by_jax(function, problem, inputs)
     if peer.arrays == "torch":
-        if name in COMPILED and problem.timed:
+        if compiled and problem.timed:
             import torch
 
             if shutil.which(os.environ.get("CXX", "g++")) is None:

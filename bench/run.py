@@ -14,8 +14,7 @@ import numpy as np
 
 from saccade import environment
 from saccade.bench import limits, timing
-from saccade.bench.providers import known, provider
-from saccade.testing.peers import PEERS
+from saccade.bench.providers import known, may_apply, provider
 
 LIMIT = 300.0  # seconds for a row
 LIES = 3.0  # how much longer calls may take by this process's clock than by the worker's
@@ -42,7 +41,10 @@ def run(cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, oracle=4.
         "machine": _machine(threads), "limits": limits.measured(dtypes, threads), "seconds": seconds, "seed": seed,
         "rows": [],
     }  # fmt: skip
-    names = {case.name: _applicable(case.operation, providers or known(case.operation)) for case in cases}
+    names = {
+        case.name: [name for name in providers or known(case.operation) if may_apply(name, case.operation)]
+        for case in cases
+    }
     rows = [(case, name) for case in cases for name in names[case.name]]
     judged, floors = {}, {}
     for done, (case, name) in enumerate(rows):
@@ -61,11 +63,6 @@ def run(cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, oracle=4.
         row = {"case": case.name, **asdict(case), "provider": name, "base": base, **row}
         results["rows"].append(_with_figures(row, results["limits"], floors, np.random.default_rng(seed)))
     return results
-
-
-def _applicable(operation, names):
-    """Those that are not another operation's."""
-    return [name for name in names if name not in PEERS or PEERS[name].operation == operation]
 
 
 def _machine(threads):

@@ -245,6 +245,18 @@ def test_every_peer_of_an_operation_is_known_and_others_are_refused():
     assert provider("flash-attn")(problem)[0] is None
 
 
+def test_compiled_providers_belong_to_an_operation_and_need_a_compiler(monkeypatch):
+    assert "torch-gelu-compiled" in known("gelu") and "torch-gelu-compiled" not in known("attention")
+    x = np.linspace(-4, 4, 30, dtype=np.float32).reshape(5, 6)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    reason = "it is meant to be compiled, and there is no C++ compiler"
+    assert provider("torch-gelu-compiled")(Problem("gelu", (x,), {}, timed=True)) == (None, reason)
+    small = Problem("gelu", (x,), {})  # the oracle's inputs are not compiled for
+    assert (
+        gate.judge("gelu", small.outputs(provider("torch-gelu-compiled")(small)[0]()), None, (x,))[0].verdict == "PASS"
+    )
+
+
 def test_ratios_and_verdicts_by_hand():
     rng = np.random.default_rng(0)
     base, row = rng.normal(2.0, 0.02, 50), rng.normal(1.0, 0.01, 50)

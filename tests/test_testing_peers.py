@@ -22,7 +22,8 @@ pytestmark = [
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 SEEDS, SECONDS = (range(30), 3.0) if NIGHTLY else (range(3), 0.4)
 WIDE, NARROW = ("float32", "float64"), ("float32",)
-# In 16 bits these store logits, scores or gradients in the inputs' dtype, which the oracle does not let pass.
+# In 16 bits these store logits, scores or gradients in the inputs' dtype, which the oracle does not let pass; of
+# OpenVINO's attention and layer norm it is only known that they fail in bfloat16.
 DTYPES = {
     "torch-sdpa": NARROW,
     "torch-split-sdpa": NARROW,
@@ -46,6 +47,12 @@ DTYPES = {
     "open-clip-siglip-loss": WIDE,
     "scikit-learn-kmeans": NARROW,
     "faiss-kmeans": NARROW,
+    "onnxruntime-attention": NARROW,
+    "onnxruntime-layer-norm": NARROW,
+    "onnxruntime-gelu": NARROW,
+    "openvino-attention": NARROW,
+    "openvino-layer-norm": NARROW,
+    "openvino-gelu": ("float32", "bfloat16"),
 }
 
 # Its gradient on CPUs is taken from x itself rather than x minus its mean, and loses digits where x hardly varies.

@@ -267,6 +267,16 @@ def cut_cross_entropy_of_peer():
     return linear_cross_entropy
 
 
+def inf_cl_of_peer():
+    from inf_cl import cal_inf_loss  # pyright: ignore[reportMissingImports]
+
+    def clip_loss(image_embeddings, text_embeddings, logit_scale):
+        pairs = (image_embeddings, text_embeddings), (text_embeddings, image_embeddings)
+        return sum(cal_inf_loss(*pair, scale=logit_scale) for pair in pairs) / 2
+
+    return clip_loss
+
+
 def sklearn_kmeans_of_peer():
     import numpy as np
     from sklearn.cluster import KMeans

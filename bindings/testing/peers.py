@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from saccade.testing import adapters
+from saccade.testing import adapters, runtimes
 from saccade.testing.claims import Claims
 
 # On CPUs the flash kernel gives 0 for a query that is NaN where there is one key.
@@ -28,6 +28,8 @@ FUSED = Claims(
 )  # fmt: skip
 LIGER_NORM = Claims(options=("eps",), zero_sized=False)
 KMEANS = Claims(exact=False, empty_clusters=False)
+GRAPH = Claims(dtypes=("float32",), zero_sized=False, gradients=False)
+GRAPH_ATTENTION = replace(GRAPH, options=("causal", "scale"), empty_rows=False)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Peer:
     Attributes:
         operation: what it claims to be.
         arrays: whose arrays it takes.
-        package: what must be installed, as it is imported.
+        package: what must be installed, as it is imported; several by spaces, the peer's own first.
         claims: what it promises.
         make: returns the function in the operation's own signature; its source is all that a script needs.
         device: "cuda" if it runs on a GPU alone.
@@ -53,7 +55,7 @@ class Peer:
     @property
     def installed(self):
         """Whether the package is there."""
-        return importlib.util.find_spec(self.package) is not None
+        return all(importlib.util.find_spec(one) is not None for one in self.package.split())
 
 
 PEERS = {
@@ -114,6 +116,25 @@ PEERS = {
     "open-clip-siglip-loss": Peer("siglip_loss", "torch", "open_clip", LOSS, partial(adapters.open_clip, "SigLipLoss")),
     "scikit-learn-kmeans": Peer("fit", "numpy", "sklearn", KMEANS, adapters.sklearn_kmeans_of_peer),
     "faiss-kmeans": Peer("fit", "numpy", "faiss", KMEANS, adapters.faiss_kmeans_of_peer),
+    "onnxruntime-attention": Peer(
+        "attention", "numpy", "onnxruntime onnx", GRAPH_ATTENTION, partial(runtimes.onnx_runtime, "attention")
+    ),
+    "onnxruntime-layer-norm": Peer(
+        "layer_norm", "numpy", "onnxruntime onnx", replace(GRAPH, options=("eps",)),
+        partial(runtimes.onnx_runtime, "layer_norm"),
+    ),
+    "onnxruntime-gelu": Peer("gelu", "numpy", "onnxruntime onnx", GRAPH, partial(runtimes.onnx_runtime, "gelu")),
+    "openvino-attention": Peer(
+        "attention", "numpy", "openvino", replace(GRAPH_ATTENTION, dtypes=("float32", "bfloat16")),
+        partial(runtimes.openvino, "attention"),
+    ),
+    "openvino-layer-norm": Peer(
+        "layer_norm", "numpy", "openvino", replace(GRAPH, dtypes=("float32", "bfloat16"), options=("eps",)),
+        partial(runtimes.openvino, "layer_norm"),
+    ),
+    "openvino-gelu": Peer(
+        "gelu", "numpy", "openvino", replace(GRAPH, dtypes=("float32", "bfloat16")), partial(runtimes.openvino, "gelu")
+    ),
     "torch-sdpa-efficient": Peer(
         "attention", "torch", "torch", replace(SDPA, dtypes=("float32", *HALF), deterministic=False),
         partial(adapters.sdpa, "EFFICIENT_ATTENTION"), "cuda",
@@ -139,6 +160,9 @@ PEERS = {
     ),
     "liger-rms-norm": Peer(
         "rms_norm", "torch", "liger_kernel", LIGER_NORM, partial(adapters.liger, "rms_norm"), "cuda"
+    ),
+    "inf-cl": Peer(
+        "clip_loss", "torch", "inf_cl", replace(LOSS, deterministic=False), adapters.inf_cl_of_peer, "cuda"
     ),
     "cut-cross-entropy": Peer(
         "linear_cross_entropy", "torch", "cut_cross_entropy",
