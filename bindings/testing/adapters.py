@@ -270,7 +270,7 @@ def cut_cross_entropy_of_peer():
 def inf_cl_of_peer():
     from inf_cl import cal_inf_loss  # pyright: ignore[reportMissingImports]
 
-    def clip_loss(image_embeddings, text_embeddings, logit_scale):
+    def clip_loss(image_embeddings, text_embeddings, logit_scale):  # it takes widths that 256 divides, no others
         pairs = (image_embeddings, text_embeddings), (text_embeddings, image_embeddings)
         return sum(cal_inf_loss(*pair, scale=logit_scale) for pair in pairs) / 2
 
