@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from saccade.models import resnet, transformer
-from saccade.torch.modules import Stage, checked, load_parameters, numpy_parameters
+from saccade.torch.stages import Named, Stage, checked
 
 
 class NormedStage(Stage):
@@ -20,7 +20,7 @@ def _counted(parameters, x, ops, config):
     return F.batch_norm(rows, mean, variance, scale, bias, training=True, eps=config.eps).reshape(x.shape)
 
 
-class ResNet(nn.Module):
+class ResNet(Named):
     """Images b h w c -> features (b, embed).
 
     Args:
@@ -44,11 +44,3 @@ class ResNet(nn.Module):
 
     def _run(self, name, *inputs, **options):
         return self.get_submodule(name)(*inputs, **options)
-
-    def load_parameters(self, parameters):
-        """Take values from a dictionary of NumPy arrays with the names of ``saccade.models.resnet``."""
-        load_parameters(self, parameters)
-
-    def numpy_parameters(self):
-        """The parameters and statistics as a dictionary of NumPy arrays, copied to the host."""
-        return numpy_parameters(self)
