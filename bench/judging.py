@@ -2,7 +2,8 @@
 
 The very case is judged in a part of it that is small: an attention in 64 queries of one head, a row-wise operation in
 64 rows, patches in one image. Cotangents are 0 outside of it, and labels of cross entropies ignored, so that every
-gradient is a sum over that part alone. Contrastive losses have no such part: they are judged whole, up to 1024 pairs.
+gradient is a sum over that part alone. Contrastive losses have no such part: they are judged whole up to 1024 pairs, and
+beyond as ``saccade.bench.pairs`` says.
 A palette's truth is the numba kernel's, which the tests hold to the definition bit by bit: that one would take minutes.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from saccade.bench import pairs
 from saccade.bench.providers import function_of
 from saccade.kernels.numba.palette import fit
 from saccade.reference import palette
@@ -18,6 +20,7 @@ from saccade.testing import check, gate, palettes
 from saccade.testing.ways import ORDERS, Way
 
 ROWS, PAIRS = 64, 1024
+CONTRASTIVE = ("clip_loss", "siglip_loss")
 ROWWISE = ("layer_norm", "rms_norm", "gelu")
 
 
@@ -29,6 +32,7 @@ class Part:
         operation, arguments, options, cotangents: the smaller problem.
         outputs, gradients: functions that take that part out of the whole's outputs and gradients.
         whole_arguments, whole_cotangents: those of the whole problem in which nothing else counts.
+        standard: what the part is held to, where that is not computed from the smaller problem.
     """
 
     operation: str
@@ -39,6 +43,7 @@ class Part:
     gradients: Any
     whole_arguments: tuple
     whole_cotangents: tuple
+    standard: Any = None
 
 
 def part_of(case, arguments, options, cotangents, rng):
@@ -119,9 +124,26 @@ def _part_of_labels(operation, arguments, options, cotangents, rng):
     )  # fmt: skip
 
 
+def is_large(case):
+    """Whether a case is a contrastive loss of more pairs than are judged whole."""
+    return case.operation in CONTRASTIVE and case.sizes["n"] > PAIRS
+
+
+def part_of_pairs(case, arguments, options, cotangents, rng, sums):
+    """The part of a large contrastive loss that is judged, from its ``pairs.sums_of``: 64 rows of both gradients."""
+    at = pairs.sampled(len(arguments[0]), rng), pairs.sampled(len(arguments[1]), rng)
+    return Part(
+        case.operation, arguments, options, cotangents, lambda found: found,
+        lambda found: (found[0][at[0]], found[1][at[1]], *found[2:]), arguments, cotangents,
+        pairs.Standard(case.operation, arguments, cotangents, at, sums),
+    )  # fmt: skip
+
+
 def standard_of(part):
     """What a part is held to."""
-    if part.operation not in ("clip_loss", "siglip_loss"):
+    if part.standard is not None:
+        return part.standard
+    if part.operation not in CONTRASTIVE:
         return gate.Standard(part.operation, part.arguments, part.options, part.cotangents or None)
     dtype, noise = gate.working_dtype(part.arguments), np.random.default_rng(0)
     ways = [*(Way(order, dtype) for order in ORDERS), *(Way("online", dtype, noise) for _ in range(2))]

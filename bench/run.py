@@ -16,7 +16,7 @@ from saccade import environment
 from saccade.bench import limits, timing
 from saccade.bench.providers import known, may_apply, provider
 
-LIMIT = 300.0  # seconds for a row
+LIMIT, CALLS = 300.0, 100  # a row may take so many seconds, and so many calls at the rate of the machine's products
 LIES = 3.0  # how much longer calls may take by this process's clock than by the worker's
 
 
@@ -47,21 +47,22 @@ def run(cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, oracle=4.
     }
     rows = [(case, name) for case in cases for name in names[case.name]]
     judged, floors = {}, {}
-    for done, (case, name) in enumerate(rows):
-        if told is not None:
-            told(done, len(rows), f"{case.name}: {name}")
-        base = names[case.name][0]
-        key = (name, case.operation, case.dtype, case.gradients)
-        task = {
-            "case": asdict(case), "provider": name, "base": base, "seconds": seconds, "samples": samples,
-            "threads": threads,
-            "seed": seed, "oracle": 0 if key in judged else oracle, "limit": LIMIT,
-        }  # fmt: skip
-        row = judged.get(key) or _worked(task)
-        if row.get("oracle"):  # what it said of this provider holds for its other cases
-            judged[key] = row if row["oracle"] != "PASS" else {}
-        row = {"case": case.name, **asdict(case), "provider": name, "base": base, **row}
-        results["rows"].append(_with_figures(row, results["limits"], floors, np.random.default_rng(seed)))
+    with tempfile.TemporaryDirectory(prefix="saccade-bench-") as shared:
+        common = {"seconds": seconds, "samples": samples, "threads": threads, "seed": seed, "shared": shared}
+        for done, (case, name) in enumerate(rows):
+            if told is not None:
+                told(done, len(rows), f"{case.name}: {name}")
+            key, base = (name, case.operation, case.dtype, case.gradients), names[case.name][0]
+            limit = LIMIT + CALLS * case.work()[0] / results["limits"]["gemm"][case.dtype]
+            task = {
+                "case": asdict(case), "provider": name, "base": base, "oracle": 0 if key in judged else oracle,
+                "limit": limit, **common,
+            }  # fmt: skip
+            row = judged.get(key) or _worked(task)
+            if row.get("oracle"):  # what it said of this provider holds for its other cases
+                judged[key] = row if row["oracle"] != "PASS" else {}
+            row = {"case": case.name, **asdict(case), "provider": name, "base": base, **row}
+            results["rows"].append(_with_figures(row, results["limits"], floors, np.random.default_rng(seed)))
     return results
 
 

@@ -4,6 +4,7 @@
 in ``journal``.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from saccade.bench import judging, timing
+from saccade.bench import judging, pairs, timing
 from saccade.bench.cases import Case
 from saccade.bench.problem import Problem
 from saccade.bench.providers import claims_of, provider
+from saccade.reference.precision import compute_dtype
 from saccade.testing import gate
-from saccade.testing.subject import expected_outputs, time_limit
+from saccade.testing.subject import time_limit
 
 BURST, MOST = 0.3, 500  # seconds of calls, and how many, that the parent process takes the time of, too
 
@@ -27,10 +29,12 @@ def row(task, tell):
     """Judge and time one provider on one case, beside the base if there is one: the row as a dictionary."""
     case, rng = Case(**task["case"]), np.random.default_rng(task["seed"])
     _threads(task["threads"])
-    if case.operation in ("clip_loss", "siglip_loss") and case.sizes["n"] > judging.PAIRS:
-        return {"verdict": "INCONCLUSIVE", "reason": f"more than {judging.PAIRS} pairs are not judged in time"}
-    made = provider(task["provider"])
+    if judging.is_large(case) and not pairs.judgeable(case.dtype):
+        reason = f"the truth of more than {judging.PAIRS} pairs is float64's, which is not wide enough to judge it"
+        return {"verdict": "INCONCLUSIVE", "reason": reason}
     inputs = [_drawn(case, int(rng.integers(2**32))) for _ in range(2)]
+    parts = _parts_of_pairs(case, inputs, task, rng, tell) if judging.is_large(case) else None
+    made = provider(task["provider"])
     forward, backward, problem = _applied(made, case, inputs[0])
     if forward is None:
         return {"verdict": "does not apply", "reason": backward}
@@ -41,7 +45,7 @@ def row(task, tell):
         if oracle != "PASS":
             return {"verdict": oracle, "reason": says or "too little could be judged", "oracle": oracle}
     tell("judging the case")
-    found = _judged(case, problem, inputs, forward, backward, rng)
+    found = _judged(case, problem, parts or _parts(case, inputs, rng), forward, backward)
     if found is not None:
         return {**found, "oracle": oracle}
     contenders = [_contender(case, problem, forward, backward)]
@@ -51,7 +55,8 @@ def row(task, tell):
     tell("timing")
     raced = _raced(case, contenders, inputs, task, rng, tell)
     if raced["verdict"] == "PASS":
-        raced = _judged(case, problem, inputs[::-1], forward, backward, rng) or raced
+        again = (parts or _parts(case, inputs, rng))[::-1]
+        raced = _judged(case, problem, again, forward, backward) or raced
     return {**raced, "oracle": oracle}
 
 
@@ -90,15 +95,19 @@ def _drawn(case, seed):
 
 
 def _like_outputs(case, arguments, options):
-    """Arrays of the outputs' shapes and dtypes, without computing outputs that are large."""
+    """Arrays of the outputs' shapes and dtypes, without computing what takes long."""
+    first, size = arguments[0], case.sizes
     if case.operation == "attention":
-        query, _, value = arguments
-        return (np.ones((*query.shape[:3], value.shape[3]), query.dtype),)
+        return (np.ones((*first.shape[:3], arguments[2].shape[3]), first.dtype),)
     if case.operation == "qkv_attention":
-        return (np.ones(arguments[0][:, :, 0].shape, arguments[0].dtype),)
+        return (np.ones(first[:, :, 0].shape, first.dtype),)
+    if case.operation == "patch_embed":
+        patches = (size["h"] // size["p"]) * (size["w"] // size["p"])
+        return (np.ones((size["b"], patches, size["e"]), arguments[1].dtype),)
     if case.operation in judging.ROWWISE:
-        return (np.ones_like(arguments[0]),)
-    return expected_outputs(case.operation, arguments, options)
+        return (np.ones_like(first),)
+    rows = (size["n"],) if options.get("reduction") == "none" else ()
+    return (np.ones(rows, compute_dtype(first.dtype)),)
 
 
 def _applied(made, case, inputs):
@@ -109,10 +118,24 @@ def _applied(made, case, inputs):
     return forward, backward, problem
 
 
-def _judged(case, problem, inputs, forward, backward, rng):
+def _parts(case, inputs, rng):
+    """What is judged of each of the inputs, drawn anew."""
+    return [judging.part_of(case, *one, rng) for one in inputs]
+
+
+def _parts_of_pairs(case, inputs, task, rng, tell):
+    """The same of a large contrastive loss, always the same and made before any provider is there: its sums over all
+    pairs take so long that the workers of a run share them."""
+    tell("adding up all pairs")
+    name = hashlib.sha256(f"{case.name} {task['seed']}".encode()).hexdigest()[:16]
+    paths = [Path(task["shared"], f"{name}-{i}.npz") for i in range(2)]
+    sums = [pairs.sums_of(case.operation, one[0], path) for one, path in zip(inputs, paths, strict=True)]
+    return [judging.part_of_pairs(case, *one, rng, its) for one, its in zip(inputs, sums, strict=True)]
+
+
+def _judged(case, problem, parts, forward, backward):
     """None if the provider is right on both inputs, else the row that says what is wrong."""
-    for arguments, options, cotangents in inputs:
-        part = judging.part_of(case, arguments, options, cotangents, rng)
+    for part in parts:
         problem.fill(part.whole_arguments, part.whole_cotangents)
         judged = judging.judge_case(problem, part, forward, backward if case.gradients else None)
         failed = [str(one) for one in judged if one.verdict == "FAIL"]

@@ -1,0 +1,191 @@
+"""Contrastive losses of so many pairs that their matrix of logits is not kept: what they are held to.
+
+The truth is exact in float64 in 64 sampled rows of each embedding's gradient, in the loss and in the gradients of scale
+and bias. All of them need sums over every row and column of the logits, taken in blocks: in float64 up to ``WIDE``
+pairs, and beyond from float32 products and exponentials added in float64, whose errors average out over a row to less
+than a tenth of the allowance (a test shows it where both can be had).
+
+The allowance comes from the same computation in the inputs' dtype: sums over rows and columns in float32, once in order
+and once as NumPy adds, of products as BLAS gives them; sampled rows, and sums of n numbers, by two ways and by four
+repeats with rounding errors drawn anew.
+Rows are of length 1 and the scale is small, as in the cases: exponentials need no running maximum.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from saccade.files import replacing
+from saccade.testing import gate
+from saccade.testing.ways import Way
+
+WIDE = 1 << 14
+BLOCK = 256
+ORDERS = ("in order", "online")
+PARTS = ("rows", "columns", "own", "strayed")
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the matrix of logits, (terms, n) each: of every row, and of every column if the loss needs those.
+
+    For the CLIP loss the terms are e and e·product, with e = exp(scale (product − 1)); for the SigLIP loss
+    softplus(logit), σ(logit) and σ(logit)·product. ``own`` are the products of the pairs themselves, (n,), and
+    ``strayed``, (n,), what rounding the gradient of the logits to 16 bits adds to each row of Σ gradient·product.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    own: np.ndarray
+    strayed: np.ndarray
+
+
+def _terms(operation, products, factors):
+    scale, *bias = (products.dtype.type(x) for x in factors)
+    if operation == "clip_loss":
+        weights = np.exp(scale * (products - products.dtype.type(1)))
+        return weights, weights * products
+    odds = np.exp(scale * products + bias[0])
+    weights = odds / (1 + odds)
+    return np.log1p(odds), weights, weights * products
+
+
+def _blocks(images, texts):
+    for start in range(0, len(images), BLOCK):
+        yield slice(start, start + BLOCK), images[start : start + BLOCK] @ texts.T
+
+
+def true_sums(operation, arguments):
+    """``Sums`` in float64."""
+    images, texts, *factors = arguments
+    images, texts = (x.astype(np.float64 if len(images) <= WIDE else np.float32) for x in (images, texts))
+    count = 2 if operation == "clip_loss" else 3
+    rows, columns = np.zeros((count, len(images))), np.zeros((count, len(images)))
+    for some, products in _blocks(images, texts):
+        for i, term in enumerate(_terms(operation, products, factors)):
+            rows[i, some] = term.sum(1, dtype=np.float64)
+            if operation == "clip_loss":
+                columns[i] += term.sum(0, dtype=np.float64)
+    own = np.einsum("ie,ie->i", images, texts, dtype=np.float64)
+    return Sums(rows, columns, own, np.zeros(len(images)))
+
+
+def ordinary_sums(operation, arguments, true):
+    """``Sums`` in the compute dtype of the inputs, for every order; the roundings at the weights of ``true``."""
+    way = Way("online", arguments[0].dtype)
+    images, texts, *factors = (np.asarray(x).astype(way.core) for x in arguments)
+    shape = true.rows.shape
+    found = {order: (np.zeros(shape, way.core), np.zeros(shape, way.core)) for order in ORDERS}
+    strayed = np.zeros(len(images))
+    for some, products in _blocks(images, texts):
+        terms = _terms(operation, products, factors)
+        if way.core != way.dtype:
+            slopes = _slopes(operation, terms, some, true).astype(way.core)
+            strayed[some] = np.einsum("ij,ij->i", way.round(slopes) - slopes, products, dtype=np.float64)
+        for i, term in enumerate(terms):
+            for order, (rows, columns) in found.items():
+                rows[i, some] = Way(order, way.dtype).sum(term, 1)[:, 0]
+                if operation == "clip_loss" and order == "online":
+                    columns[i] += term.sum(0)
+            if operation == "clip_loss":  # last, as it writes over the term: row after row on what is there
+                term[0] += found["in order"][1][i]
+                found["in order"][1][i] = term.sum(0)
+    own = np.einsum("ie,ie->i", images, texts)
+    return {order: Sums(*both, own, strayed) for order, both in found.items()}
+
+
+def _slopes(operation, terms, some, true):
+    """The gradient of some rows of logits, times n and over the loss's, in the dtype of the terms."""
+    if operation == "clip_loss":
+        slopes = terms[0] * (0.5 / true.rows[0, some, None]).astype(terms[0].dtype)
+        slopes += terms[0] * (0.5 / true.columns[0]).astype(terms[0].dtype)
+    else:
+        slopes = terms[1].copy()
+    at = np.arange(len(slopes))
+    slopes[at, some.start + at] -= 1
+    return slopes
+
+
+def scalars(way, operation, factors, sums, cotangent):
+    """(the loss, the gradients of scale and bias) from sums, along a way of adding n numbers."""
+    n, own = len(sums.own), sums.own
+    scale, grad = (way.core.type(x) for x in (factors[0], cotangent))
+    total = lambda x: way.sum_all(np.asarray(x, way.core)) / way.core.type(n)  # noqa: E731
+    strayed = total(sums.strayed if way.noise is None else sums.strayed * way.noise.choice([-1, 1], n))
+    if operation == "clip_loss":
+        logs = [way.log(way.rounding(one[0])) + scale for one in (sums.rows, sums.columns)]
+        means = [way.rounding(one[1] / one[0]) for one in (sums.rows, sums.columns)]
+        loss = total(logs[0] - scale * way.rounding(own)) / 2 + total(logs[1] - scale * own) / 2
+        return loss, (grad * ((total(means[0] - own) + total(means[1] - own)) / 2 + strayed),)
+    softplus, weights, products = (way.rounding(one) for one in sums.rows)
+    logits = scale * own + way.core.type(factors[1])
+    return total(softplus - logits), (grad * (total(products - own) + strayed), grad * total(weights - 1))
+
+
+def gradient_rows(way, operation, arguments, sums, cotangent, at, of_texts):
+    """The rows ``at`` of the gradient of the images, or of the texts: (rows, e)."""
+    mine, others, scale, *bias = (way.raise_(x)[0] for x in arguments)
+    mine, others = (others, mine) if of_texts else (mine, others)
+    pieces = [way.matmul(mine[at], others[i : i + 1024].T) for i in range(0, len(others), 1024)]  # that caches hold
+    logits = scale * np.concatenate(pieces, 1)
+    if operation == "clip_loss":
+        its, theirs = (way.log(way.rounding(one[0])) + scale for one in (sums.rows, sums.columns)[:: 1 - 2 * of_texts])
+        slopes = (way.exp(logits - its[at, None]) + way.exp(logits - theirs)) / 2
+    else:
+        slopes = 1 / (1 + way.exp(-(logits + bias[0])))
+    slopes[np.arange(len(at)), at] -= 1
+    return way.matmul(scale * slopes * (way.core.type(cotangent) / way.core.type(len(others))), others)
+
+
+class Standard(gate.Standard):
+    """What a contrastive loss of many pairs is held to.
+
+    Args:
+        operation, arguments, cotangents: as for ``gate.Standard``; without cotangents the loss alone is judged.
+        at: the rows of the images' gradient, and of the texts', that are judged.
+        sums: (``true_sums``, ``ordinary_sums``) of the arguments.
+    """
+
+    def __init__(self, operation, arguments, cotangents, at, sums):
+        self.operation, self.cotangents = operation, cotangents
+        exact, dtype, noise = Way("online", np.dtype(np.float64)), arguments[0].dtype, np.random.default_rng(0)
+        true, ordinary = sums
+        wide = tuple(x.astype(np.float64) for x in arguments)
+        self.outputs, self.gradients = self._results(exact, wide, true, at)
+        ways = [Way(order, dtype) for order in ORDERS] + [Way("online", dtype, noise) for _ in range(4)]
+        self._ordinary = [self._results(way, arguments, ordinary[way.order], at) for way in ways]
+
+    def _results(self, way, arguments, sums, at):
+        cotangent = self.cotangents[0] if self.cotangents else 1.0
+        loss, factors = scalars(way, self.operation, arguments[2:], sums, cotangent)
+        if not self.cotangents:
+            return (np.asarray(loss),), ()
+        rows = [gradient_rows(way, self.operation, arguments, sums, cotangent, one, i) for i, one in enumerate(at)]
+        return (np.asarray(loss),), (*rows, *map(np.asarray, factors))
+
+
+def sampled(n, rng):
+    """One row of each of 64 runs of rows, so that none that is longer than two of them goes unseen."""
+    ends = np.linspace(0, n, 65).astype(np.int64)
+    return rng.integers(ends[:-1], ends[1:])
+
+
+def sums_of(operation, arguments, path=None):
+    """(``true_sums``, ``ordinary_sums``) of a case's arguments; kept at ``path`` for the next who asks, if given."""
+    if path is not None and Path(path).exists():
+        with np.load(path) as kept:
+            found = {order: Sums(*(kept[f"{order} {part}"] for part in PARTS)) for order in ("true", *ORDERS)}
+    else:
+        true = true_sums(operation, arguments)
+        found = {"true": true, **ordinary_sums(operation, arguments, true)}
+        if path is not None:
+            arrays = {f"{order} {part}": getattr(one, part) for order, one in found.items() for part in PARTS}
+            with replacing(path) as file:
+                np.savez(file, **arrays)
+    return found.pop("true"), found
+
+
+def judgeable(dtype):
+    """Whether the truth has more digits than results for inputs of ``dtype`` may have."""
+    return dtype != "float64"
