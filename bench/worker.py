@@ -89,9 +89,8 @@ def _raced(case, contenders, inputs, task, rng, tell):
 
 def _drawn(case, seed):
     arguments, options = case.inputs(seed)
-    if not case.gradients:
-        return arguments, options, ()
-    return arguments, options, gate.draw_cotangents(_like_outputs(case, arguments, options), seed)
+    like = _like_outputs(case, arguments, options) if case.gradients else ()
+    return arguments, options, gate.draw_cotangents(like, seed)
 
 
 def _like_outputs(case, arguments, options):
@@ -120,7 +119,7 @@ def _applied(made, case, inputs):
 
 def _parts(case, inputs, rng):
     """What is judged of each of the inputs, drawn anew."""
-    return [judging.part_of(case, *one, rng) for one in inputs]
+    return [judging.part_of(case, *one, rng=rng) for one in inputs]
 
 
 def _parts_of_pairs(case, inputs, task, rng, tell):
@@ -130,7 +129,7 @@ def _parts_of_pairs(case, inputs, task, rng, tell):
     name = hashlib.sha256(f"{case.name} {task['seed']}".encode()).hexdigest()[:16]
     paths = [Path(task["shared"], f"{name}-{i}.npz") for i in range(2)]
     sums = [pairs.sums_of(case.operation, one[0], path) for one, path in zip(inputs, paths, strict=True)]
-    return [judging.part_of_pairs(case, *one, rng, its) for one, its in zip(inputs, sums, strict=True)]
+    return [judging.part_of_pairs(case, *one, rng=rng, sums=its) for one, its in zip(inputs, sums, strict=True)]
 
 
 def _judged(case, problem, parts, forward, backward):
