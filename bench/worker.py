@@ -48,10 +48,11 @@ def row(task, tell):
     found = _judged(case, problem, parts or _parts(case, inputs, rng), forward, backward)
     if found is not None:
         return {**found, "oracle": oracle}
-    contenders = [_contender(case, problem, forward, backward)]
-    against, its_backward, its_problem = _applied(provider(task["base"]), case, inputs[0])
+    contenders = [_contender(made, case, inputs, problem, forward, backward)]
+    base = provider(task["base"])
+    against, its_backward, its_problem = _applied(base, case, inputs[0])
     if against is not None:
-        contenders.append(_contender(case, its_problem, against, its_backward))
+        contenders.append(_contender(base, case, inputs, its_problem, against, its_backward))
     tell("timing")
     raced = _raced(case, contenders, inputs, task, rng, tell)
     if raced["verdict"] == "PASS":
@@ -143,9 +144,10 @@ def _judged(case, problem, parts, forward, backward):
     return None
 
 
-def _contender(case, problem, forward, backward):
+def _contender(made, case, inputs, problem, forward, backward):
     call, taken = (backward, problem.gradients_of) if case.gradients else (forward, problem.outputs)
-    return timing.Contender(problem, call, taken)
+    wake = _applied(made, case, inputs[1])[1 if case.gradients else 0]
+    return timing.Contender(problem, call, wake, taken)
 
 
 def _threads(count):

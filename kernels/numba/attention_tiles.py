@@ -98,7 +98,7 @@ def score_tile(scores, turned, key, key_row, mask, bias, causal, scale, at, size
         for i in range(queries):
             address = corner(mask, i_b, i_h, first_t + i) + first_s * mask[5]
             for j in range(keys):
-                if read_byte(address + j * mask[5]) == 0:
+                if read_byte(address, j * mask[5]) == 0:
                     scores[j, i] = hidden
     if causal:
         earliest = first_s - (sizes[3] - sizes[2]) - first_t  # the first query that sees the tile's first key
