@@ -15,6 +15,7 @@ import numpy as np
 from saccade.kernels.numba.compilation import jit, jit_reassociating
 from saccade.kernels.numba.mathematics import normal_distribution, row_dot, row_sum, sigmoid
 from saccade.kernels.numba.memory import core_dtype, describe, load_row, row_from, row_to, store_row
+from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
 from saccade.kernels.numba.vectors import widest_vectors
 
@@ -169,13 +170,13 @@ def _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre):
 
 
 @jit
-def _norm_rows(start, stop, x, residual, scale, bias, eps, centre, out, total, mean, inverse):
+def _norm_rows(work, x, residual, scale, bias, eps, centre, out, total, mean, inverse):
     widest_vectors()
     n = scale.shape[0]
     dtype = inverse.dtype
     # one each: LLVM's vector loops are for arrays that do not overlap
     scratch, other, summand, result = np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         row = row_from(scratch, x[0] + i * x[2], x[3], x[1])
         if residual[0] != 0:
             added = row_from(other, residual[0] + i * residual[2], residual[3], residual[1])
@@ -205,11 +206,11 @@ def _squares(row, level):
 
 
 @jit
-def _norm_rows_backward(start, stop, x, grad_out, grad_sum, scale, centre, mean, inverse, grad_x, partial):
+def _norm_rows_backward(work, x, grad_out, grad_sum, scale, centre, mean, inverse, grad_x, partial):
     n = scale.shape[0]
     dtype = inverse.dtype
     normal, grad, other = np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype)
-    for block in range(start, stop):
+    for block in shared(offer(work)):
         for i in range(block * ROWS, min((block + 1) * ROWS, inverse.shape[0])):
             load_row(normal, x[0] + i * x[2], x[3], x[1])
             load_row(grad, grad_out[0] + i * grad_out[2], grad_out[3], grad_out[1])
@@ -264,11 +265,11 @@ def _elementwise(kernel, x, out, kind, *others):
 
 
 @jit
-def _gelu_rows(start, stop, size, n, zero, kind, x, out):
+def _gelu_rows(work, size, n, zero, kind, x, out):
     """Rows of n numbers of (address, kind, step between numbers, step between rows); the last may be shorter."""
     widest_vectors()
     scratch, result = np.empty(n, np.asarray(zero).dtype), np.empty(n, np.asarray(zero).dtype)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         length = min(n, size - i * n)
         row = row_from(scratch[:length], x[0] + i * x[3], x[2], x[1])
         y = row_to(result[:length], out[0] + i * out[3], out[2], out[1])
@@ -292,11 +293,11 @@ def _sigmoid_argument(x, kind):
 
 
 @jit
-def _gelu_rows_backward(start, stop, size, n, zero, kind, x, grad_out, grad_x):
+def _gelu_rows_backward(work, size, n, zero, kind, x, grad_out, grad_x):
     widest_vectors()
     dtype = np.asarray(zero).dtype
     scratch, other, result = np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         length = min(n, size - i * n)
         row = row_from(scratch[:length], x[0] + i * x[3], x[2], x[1])
         grad = row_from(other[:length], grad_out[0] + i * grad_out[3], grad_out[2], grad_out[1])
@@ -364,9 +365,9 @@ def _by_rows(kernel, x, out, eps, *others):
 
 
 @jit
-def _l2_rows(start, stop, n, eps, x, out):
+def _l2_rows(work, n, eps, x, out):
     row = np.empty(n, np.asarray(eps).dtype)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         load_row(row, x[0] + i * x[2], x[3], x[1])
         length = max(np.sqrt(row_dot(row, row)), eps)
         for j in range(n):
@@ -375,10 +376,10 @@ def _l2_rows(start, stop, n, eps, x, out):
 
 
 @jit
-def _l2_rows_backward(start, stop, n, eps, x, grad_out, grad_x):
+def _l2_rows_backward(work, n, eps, x, grad_out, grad_x):
     dtype = np.asarray(eps).dtype
     row, grad = np.empty(n, dtype), np.empty(n, dtype)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         load_row(row, x[0] + i * x[2], x[3], x[1])
         load_row(grad, grad_out[0] + i * grad_out[2], grad_out[3], grad_out[1])
         length = np.sqrt(row_dot(row, row))

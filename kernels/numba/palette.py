@@ -4,9 +4,13 @@ Every distance is computed in int64; nothing is carried over from one colour to 
 the result does not depend on where a thread begins.
 """
 
+# An intrinsic is called without the typing context it is defined with.
+# pyright: reportCallIssue=false
+
 import numpy as np
 
 from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
 
 GRID = 4096
@@ -76,10 +80,10 @@ def _count(rgb, histogram):
 
 
 @jit
-def _assign(start, stop, colors, centers, assignment):
+def _assign(work, colors, centers, assignment):
     k = centers.shape[1]
     distances = np.empty(k, np.int64)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         r, g, b = GRID * np.int64(colors[i, 0]), GRID * np.int64(colors[i, 1]), GRID * np.int64(colors[i, 2])
         for j in range(k):
             x, y, z = r - centers[0, j], g - centers[1, j], b - centers[2, j]
