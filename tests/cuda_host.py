@@ -61,6 +61,7 @@ def on_the_host(folder, orders=(FORWARD, REVERSED, *SHUFFLED)):
         patch.setattr(device, "empty", empty)
         patch.setattr(device, "zeros", np.zeros)
         patch.setattr(device, "full", np.full)
+        patch.setattr(device, "put", np.asarray)
         patch.setattr(device, "upload", lambda integers: np.array(integers, np.int64))
         patch.setattr(device, "address", lambda x: x.__array_interface__["data"][0])
         patch.setattr(cupy.cuda.device, "get_cublas_handle", lambda: 0)

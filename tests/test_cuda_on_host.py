@@ -12,9 +12,12 @@ import pytest
 from cuda_host import FORWARD, REVERSED, SHUFFLED, on_the_host
 from support import assert_kernel_passes, kernels_of
 
-from saccade.kernels.cupy import attention, device, losses
-from saccade.testing import gate, strategies
+import saccade.palette
+from saccade.kernels.cupy import attention, device, losses, palette
+from saccade.palette import Palette
+from saccade.testing import gate, palettes, strategies
 from saccade.testing.claims import Claims
+from saccade.testing.subject import PALETTE
 
 # No strides that leave elements unaligned: the arrays of a GPU framework have none. Few head dimensions, since each is
 # compiled in.
@@ -74,16 +77,36 @@ def test_rounding_to_16_bits_is_to_nearest_even():
         assert (out.view(np.uint16) % 2 == 0).all()
 
 
+def test_a_palette_of_a_picture_is_the_same_as_on_a_cpu(monkeypatch):
+    from skimage.data import astronaut
+
+    images, other = astronaut()[::16, ::16], astronaut()[1::16, ::16]
+    right = Palette.fit(images, 20, iterations=4)
+    monkeypatch.setattr(saccade.palette, "_kernels_of", lambda _: palette)
+    mine = Palette.fit(images, 20, iterations=4)
+    assert np.array_equal(mine.centers, right.centers) and mine.inertia == right.inertia
+    tokens = mine.encode(other)
+    assert mine.encode(other[:0]).shape == (0, 32) and np.array_equal(mine.decode(tokens), right.decode(tokens))
+    monkeypatch.undo()
+    assert tokens.dtype == np.int32 and np.array_equal(tokens, right.encode(other))
+
+
 def normal(*shape):
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
+RNG = np.random.default_rng(0)
+COLORS, COUNTS = RNG.integers(0, 256, (300, 3)).astype(np.uint8), RNG.integers(1, 9, 300)
+CENTERS = np.tile(RNG.integers(0, 255 * 4096, (150, 3)).astype(np.int32), (2, 1))  # equals, and more than a tile
 CASES = {
     "attention": (
         (normal(1, 2, 6, 8), normal(1, 2, 9, 8), normal(1, 2, 9, 8)),
         {"causal": True, "mask": np.random.default_rng(0).random((6, 9)) < 0.7, "key_lengths": np.array([7])},
     ),
     "linear": ((normal(70, 6), normal(5, 6), normal(5)), {}),
+    "assign": ((COLORS, CENTERS), {}),
+    "update": ((COLORS, COUNTS, np.arange(300) % 5, CENTERS), {}),
+    "fit": ((COLORS, COUNTS, CENTERS), {"iterations": 3}),
     "embedding": ((np.array([3, 0, 3, 1, 3]), normal(6, 4)), {}),
     "layer_norm": ((normal(70, 130), normal(130), normal(130)), {"residual": normal(70, 130)}),
     "rms_norm": ((normal(3, 130), normal(130)), {}),
@@ -116,6 +139,12 @@ BUGS = {
     "the part along forgotten": ("layers.cu", "l2_normalize", "own * along", "0 * along"),
     "the wrong token": ("layers.cu", "embedding", "p->rows.get(token, j)", "p->rows.get(0, j)"),
     "the last row of a token alone": ("layers.cu", "embedding", "sum += p->rows", "sum = p->rows"),
+    "the first tile alone": ("palette.cu", "assign", "first < p->k;", "first < TILE;"),
+    "the last of equals": ("palette.cu", "assign", "distance < nearest", "distance <= nearest"),
+    "distances of 32 bits": ("palette.cu", "assign", "int64 x = r", "int x = r"),
+    "a mean rounded down": ("palette.cu", "update", "* total + weight)", "* total)"),
+    "empty centres moved": ("palette.cu", "update", "p->centers.integer(j, c);\n    p->out", "0;\n    p->out"),
+    "pixels counted once": ("palette.cu", "fit", "count * p->level", "p->level"),
 }
 
 
@@ -129,8 +158,13 @@ def plant(monkeypatch, file, right, wrong):
 def judge(case):
     arguments, options = CASES[case]
     operation = case.split()[0]
-    kernels = dict(kernels_of("cupy"))[operation].partition(":")[0]
-    gate.assert_right(operation, importlib.import_module(kernels), arguments, options)
+    kernels = importlib.import_module(dict(kernels_of("cupy"))[operation].partition(":")[0])
+    if operation not in PALETTE:
+        gate.assert_right(operation, kernels, arguments, options)
+        return
+    out = getattr(kernels, operation)(*arguments, **options)
+    judged = palettes.Exact(operation, arguments, options).judge(out if isinstance(out, tuple) else (out,))
+    gate.assert_judged(judged, operation, arguments, options)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -147,7 +181,12 @@ def test_planted_bugs_are_caught(bug, monkeypatch):
 
 
 BARRIER = "__syncthreads();"
-BARRIERS = {0: "rms_norm", 1: "rms_norm"}  # those of block_sum
+BARRIERS = {
+    0: "rms_norm",
+    1: "rms_norm",
+    4: "assign",
+    5: "assign",
+}  # by where they are in a source with its foundations
 
 
 @pytest.mark.parametrize("which", BARRIERS)

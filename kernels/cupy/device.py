@@ -22,6 +22,7 @@ _KINDS = {
     np.dtype(np.bool_): 4,
     np.dtype(np.uint8): 5,
     np.dtype(np.int64): 6,
+    np.dtype(np.int32): 7,
 }
 
 
@@ -43,6 +44,11 @@ def zeros(shape, dtype):
 def full(shape, number, dtype):
     """An array of one number on the GPU."""
     return cupy.full(shape, number, dtype)
+
+
+def put(x):
+    """An array on the GPU, also if it lies on the host."""
+    return cupy.asarray(x)
 
 
 def upload(integers):

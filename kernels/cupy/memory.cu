@@ -4,7 +4,7 @@
 typedef long long int64;
 typedef unsigned long long address;
 
-enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, BOOL, UINT8, INT64 };
+enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, BOOL, UINT8, INT64, INT32 };
 
 static __device__ float float_of(unsigned bits) {
     union { unsigned u; float f; } x;
@@ -71,7 +71,15 @@ struct Array {
     __device__ CORE get(int64 i, int64 j) const { return get(i, j, 0, 0); }
     __device__ CORE get(int64 i) const { return get(i, 0, 0, 0); }
     __device__ CORE number() const { return get(0, 0, 0, 0); }
-    __device__ int64 integer(int64 i) const { return *(const int64*)at(i, 0, 0, 0); }
+    __device__ int64 integer(int64 i, int64 j = 0) const {
+        address one = at(i, j, 0, 0);
+        return kind == INT32 ? *(const int*)one : *(const int64*)one;
+    }
+    __device__ void set_integer(int64 i, int64 j, int64 value) const {
+        address one = at(i, j, 0, 0);
+        if (kind == INT32) *(int*)one = (int)value;
+        else *(int64*)one = value;
+    }
     __device__ void set(int64 i, int64 j, int64 k, int64 l, CORE value) const { store(at(i, j, k, l), kind, value); }
     __device__ void set(int64 i, int64 j, CORE value) const { set(i, j, 0, 0, value); }
     __device__ void set(int64 i, CORE value) const { set(i, 0, 0, 0, value); }
