@@ -6,7 +6,7 @@ from cuda.bindings import nvrtc
 
 from saccade.kernels.cupy import device
 
-SOURCES = {"attention.cu": {"D": 72, "E": 64}, "losses.cu": {}, "layers.cu": {}, "palette.cu": {}}
+SOURCES = {"attention.cu": {"D": 72, "E": 64}, "losses.cu": {}, "layers.cu": {}, "palette.cu": {}, "patches.cu": {}}
 
 
 def compiled(text, flags):
