@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from saccade.kernels.cupy import device
+from saccade.kernels.cupy import device, pairs
 
 SHIM = Path(__file__).parent / "cuda_on_host"
 FORWARD, REVERSED, *SHUFFLED = range(6)  # orders in which the threads of a block run between barriers
@@ -38,9 +38,17 @@ def library(folder, text, flags):
     return ctypes.CDLL(str(built))
 
 
+def folder_of(tmp_path_factory):
+    """Where a process of tests keeps what it compiles."""
+    folder = tmp_path_factory.getbasetemp() / "cuda_on_host"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @contextlib.contextmanager
 def on_the_host(folder, orders=(FORWARD, REVERSED, *SHUFFLED)):
-    """In the block, the CuPy backend computes on NumPy arrays; ``folder`` is for what is compiled."""
+    """In the block, the CuPy backend computes on NumPy arrays, small losses of pairs in several panels; what it
+    compiles is kept in ``folder``."""
     order_of = itertools.cycle(orders)
 
     def launch(file, kernel, flags, threads, parameters, number):
@@ -57,6 +65,7 @@ def on_the_host(folder, orders=(FORWARD, REVERSED, *SHUFFLED)):
         return poisoned
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "PANEL", 3000)
         patch.setattr(device, "launch", launch)
         patch.setattr(device, "empty", empty)
         patch.setattr(device, "zeros", np.zeros)

@@ -1,5 +1,6 @@
 """The CuPy backend on a GPU, held to the gate. Run with ``pytest -m gpu``."""
 
+import numpy as np
 import pytest
 from support import assert_kernel_passes, kernels_of
 
@@ -40,3 +41,32 @@ def test_cupy_arrays_reach_these_kernels():
     query = cupy.random.standard_normal((1, 2, 5, 8)).astype(cupy.float32)
     out, saved = saccade.attention_forward(query, query, query, causal=True)
     assert isinstance(out, cupy.ndarray) and len(saccade.attention_backward(saved, out)) == 4
+
+
+def test_16_bit_products_are_summed_in_float32():
+    import cupy
+    import ml_dtypes
+
+    from saccade.kernels.cupy import device
+
+    rng = np.random.default_rng(0)
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((33, 70), (70, 17)))
+        right = a.astype(np.float64) @ b.astype(np.float64)
+        for one in (cupy.asarray(a), cupy.asarray(a.T).T, cupy.asarray(np.repeat(a, 2, 1))[:, ::2]):
+            for other in (cupy.asarray(b), cupy.asarray(b.T).T):
+                out = device.product(one, other)
+                assert out.dtype == np.float32 and np.abs(out.get() - right).max() < 1e-3  # 16-bit sums: 1e-2
+
+
+def test_palettes_from_cupy_arrays_are_those_of_a_cpu():
+    import cupy
+
+    from saccade.palette import Palette
+
+    images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)
+    right, mine = Palette.fit(images, 300, iterations=5), Palette.fit(cupy.asarray(images), 300, iterations=5)
+    assert np.array_equal(mine.centers, right.centers) and mine.inertia == right.inertia
+    tokens = mine.encode(cupy.asarray(images))
+    assert np.array_equal(tokens.get(), right.encode(images))
+    assert np.array_equal(mine.decode(tokens).get(), right.decode(tokens.get()))

@@ -3,6 +3,9 @@
 
 enum { GROUP = 8 };
 
+// A thread's share of the columns of a row that a block owns.
+#define FOR_COLUMNS(j, k) for (int64 j = threadIdx.x; j < (k); j += THREADS)
+
 static __device__ CORE block_sum(CORE value) {
     __shared__ CORE values[THREADS], parts[THREADS / GROUP];
     values[threadIdx.x] = value;

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 THREADS = 128
+FOUNDATIONS = ("memory.cu", "blocks.cu")  # what stands before every other source
 _KINDS = {
     np.dtype(np.float32): 0,
     np.dtype(np.float64): 1,
@@ -77,7 +78,7 @@ def describe(x, axes=4):
 def source(file):
     """The text of a ``.cu`` file of this folder, with what it is built on before it."""
     folder = Path(__file__).parent
-    return "".join((folder / name).read_text(encoding="utf-8") for name in ("memory.cu", "blocks.cu", file))
+    return "".join((folder / name).read_text(encoding="utf-8") for name in (*FOUNDATIONS, file))
 
 
 def options(core, **sizes):

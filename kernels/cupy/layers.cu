@@ -1,11 +1,9 @@
 // The layers of a transformer block, around products that are cuBLAS's; definitions in saccade.reference.layers.
 //
-// Where a row is added up, a block owns it: thread t has the columns t, t + THREADS, … of row blockIdx.x. Sums over rows
-// are added up in chunks of CHUNK rows by a thread a column, then chunk by chunk, so no two threads add to one number.
+// Where a row is added up, a block owns it, row blockIdx.x. Sums over rows are added up in chunks of CHUNK rows by a
+// thread a column, then chunk by chunk, so no two threads add to one number.
 
 enum { CHUNK = 64, ERF = 0, TANH = 1 };
-
-#define FOR_COLUMNS(j, e) for (int64 j = threadIdx.x; j < (e); j += THREADS)
 
 // n = (x − mean) / sqrt(mean((x − mean)²) + eps);  y = n scale + bias;  without `centre` the mean is left out
 struct Norm {
@@ -39,7 +37,8 @@ extern "C" __global__ void norm_forward(const Norm* p, double eps) {
     }
 }
 
-// With g = dy scale:  dx = (g − mean(g) − n mean(g n)) / sqrt(variance + eps) + dsum;  dscale = sum dy n;  dbias = sum dy
+// With g = dy scale:  dx = (g − mean(g) − n mean(g n)) / sqrt(variance + eps) + dsum;  dscale = sum dy n;
+// dbias = sum dy
 struct NormGradient {
     int64 n, e, centre;
     Array total, scale, mean, inverse, grad_out, grad_sum, grad_x, scale_chunks, bias_chunks;
@@ -131,8 +130,8 @@ static __device__ void gelu_gate(CORE x, int64 kind, CORE* gate, CORE* slope) {
     CORE c = (CORE)1.5957691216057308, a = (CORE)0.044715;
     CORE u = kind == TANH ? c * (x + a * x * x * x) : (CORE)1.702 * x;
     CORE u_slope = kind == TANH ? c * (1 + 3 * a * x * x) : (CORE)1.702;
-    *gate = 1 / (1 + exp(-u));
-    *slope = u_slope * *gate * (1 / (1 + exp(u)));
+    *gate = sigmoid(u);
+    *slope = u_slope * *gate * sigmoid(-u);
 }
 
 extern "C" __global__ void gelu_forward(const Gelu* p, double) {

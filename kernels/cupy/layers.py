@@ -9,10 +9,16 @@ CHUNK = 64  # rows that a thread adds up, as in layers.cu
 _KINDS = {"erf": 0, "tanh": 1, "sigmoid": 2}
 
 
-def finished(x, like, shape, *, bias=None, factor=None):
-    """x · factor + bias, rounded once to the dtype of ``like``, in ``shape``; ``x`` is (n, e) in the core dtype."""
-    (n, e), out = x.shape, device.empty(x.shape, like.dtype)
+def finish(x, out, *, bias=None, factor=None):
+    """Fill ``out`` with x · factor + bias, rounded once; both are (n, e), ``x`` in the core dtype."""
+    n, e = x.shape
     device.run("layers.cu", "finish", x.dtype, n * e, n, e, x, factor, bias, out)
+
+
+def finished(x, like, shape, *, bias=None):
+    """x + bias in the dtype of ``like`` and in ``shape``."""
+    out = device.empty(x.shape, like.dtype)
+    finish(x, out, bias=bias)
     return out.reshape(shape)
 
 

@@ -88,4 +88,6 @@ struct Array {
 static __device__ CORE minus_infinity() { return -(CORE)float_of(0x7f800000); }
 static __device__ CORE not_a_number() { return (CORE)float_of(0x7fc00000); }
 static __device__ bool is_finite(CORE x) { return x - x == 0; }
+static __device__ CORE sigmoid(CORE x) { return 1 / (1 + exp(-x)); }
+static __device__ CORE softplus(CORE x) { return (x > 0 ? x : (CORE)0) + log1p(exp(-fabs(x))); }  // log(1 + exp(x))
 static __device__ int64 item() { return (int64)blockIdx.x * blockDim.x + threadIdx.x; }

@@ -96,7 +96,7 @@ extern "C" __global__ void add_up_distances(const Clusters* p, double) {
     add(p->sums, 1, 0, count * (distance & 0xfffff));
 }
 
-// k-means++: how far each colour is, in levels², from the nearest colour drawn so far; `assignment` is the one drawn now.
+// k-means++: how far each colour is, in levels², from the nearest colour drawn so far; `assignment` is what is drawn.
 extern "C" __global__ void draw_nearer(const Clusters* p, double) {
     int64 i = item(), drawn = p->assignment.integer(0), distance = 0;
     if (i >= p->n) return;
