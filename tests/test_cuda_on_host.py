@@ -4,18 +4,22 @@ executes every thread of a launch (``cuda_host``), held to the gate.
 What this cannot see: the GPU's own arithmetic and launch, and cuBLAS, for which the tests marked ``gpu`` are.
 """
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from cuda_cases import CASES
 from cuda_host import folder_of, on_the_host
 from support import assert_kernel_passes, kernels_of
 
 import saccade.palette
+from saccade.families import FAMILIES, family_of
 from saccade.kernels.cupy import attention, device, losses, pairs, palette
 from saccade.palette import Palette
 from saccade.testing import strategies
 from saccade.testing.claims import Claims
+from saccade.testing.subject import PALETTE
 
 # No strides that leave elements unaligned: the arrays of a GPU framework have none. Few head dimensions, since each is
 # compiled in.
@@ -131,3 +135,26 @@ def test_16_bit_products_are_right_in_any_layout(dtype):
             for b in layouts(rng.standard_normal((n, k)).astype(dtype)):
                 out, right = device.product(a, b.T), a.astype(np.float32) @ b.astype(np.float32).T
                 assert out.dtype == np.float32 and np.allclose(out, right, rtol=1e-5, atol=1e-5)
+
+
+def described(saved):
+    """What a forward function kept, as shapes and dtypes."""
+    if isinstance(saved, (tuple, list)):
+        return tuple(map(described, saved))
+    return (saved.shape, saved.dtype) if isinstance(saved, np.ndarray) else saved
+
+
+TORCHS_OWN = ("linear", "embedding", "mlp", *FAMILIES["convolution"])  # on tensors
+KEPT = [case for case in CASES if case.split()[0] not in (*TORCHS_OWN, *PALETTE)]
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_what_is_kept_is_what_tensors_keep(case):
+    """The operators for tensors hand to a backward function of any backend what numba's forward function keeps."""
+    operation = case.split()[0]
+    arguments, options = CASES[case]
+    kept = []
+    for backend in ("cupy", "numba"):
+        kernels = importlib.import_module(f"saccade.kernels.{backend}.{family_of(operation)}")
+        kept.append(described(getattr(kernels, f"{operation}_forward")(*arguments, **options)[1]))
+    assert kept[0] == kept[1]

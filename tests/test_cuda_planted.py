@@ -4,6 +4,7 @@ import importlib
 
 import numpy as np
 import pytest
+from cuda_cases import CASES
 from cuda_host import FORWARD, REVERSED, SHUFFLED, folder_of, on_the_host
 from support import kernels_of
 
@@ -19,45 +20,6 @@ def host(tmp_path_factory):
         yield folder
 
 
-def normal(*shape):
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
-RNG = np.random.default_rng(0)
-COLORS, COUNTS = RNG.integers(0, 256, (300, 3)).astype(np.uint8), RNG.integers(1, 9, 300)
-CENTERS = RNG.integers(0, 255 * 4096, (290, 3)).astype(np.int32)  # more than a tile of them
-CENTERS = np.concatenate([CENTERS, CENTERS[:20]])  # and equals
-CASES = {
-    "attention": (
-        (normal(1, 2, 6, 8), normal(1, 2, 9, 8), normal(1, 2, 9, 8)),
-        {"causal": True, "mask": np.random.default_rng(0).random((6, 9)) < 0.7, "key_lengths": np.array([7])},
-    ),
-    "linear": ((normal(70, 6), normal(5, 6), normal(5)), {}),
-    "patch_embed": ((normal(2, 4, 6, 3), normal(5, 3, 2, 2), normal(5)), {"mean": (0.5, 0.4, 1), "std": (1, 2, 3)}),
-    "patch_embed of bytes": ((np.arange(72, dtype=np.uint8).reshape(1, 4, 6, 3), normal(5, 3, 2, 2)), {}),
-    "softmax_cross_entropy": ((200 * normal(5, 130), np.array([3, 0, 129, 2, 7])), {"ignore_index": 2}),
-    "softmax_cross_entropy of shares": (
-        (normal(5, 6), RNG.random((5, 6)).astype(np.float32)),
-        {"label_smoothing": 0.3, "reduction": "none"},
-    ),
-    "sigmoid_cross_entropy": ((normal(5, 130), RNG.random((5, 130)).astype(np.float32)), {}),
-    "linear_cross_entropy": (
-        (normal(70, 8), normal(130, 8), RNG.integers(0, 40, 70)),
-        {"label_smoothing": 0.3, "ignore_index": 2},
-    ),
-    "clip_loss": ((normal(70, 8), normal(70, 8)[::-1], np.array(9.0, np.float32)), {}),
-    "clip_loss of opposites": ((normal(5, 8), normal(5, 8)[::-1], -40.0), {}),
-    "siglip_loss": ((normal(130, 8), normal(130, 8)[::-1], np.array(0.3, np.float32), np.array(1.5, np.float32)), {}),
-    "assign": ((COLORS, CENTERS), {}),
-    "update": ((COLORS, COUNTS, np.arange(300) % 5, CENTERS), {}),
-    "fit": ((COLORS, COUNTS, CENTERS), {"iterations": 3}),
-    "embedding": ((np.array([3, 0, 3, 1, 3]), normal(6, 4)), {}),
-    "layer_norm": ((normal(70, 130), normal(130), normal(130)), {"residual": normal(70, 130)}),
-    "rms_norm": ((normal(3, 130), normal(130)), {}),
-    "gelu": ((4 * normal(5, 7),), {"kind": "erf"}),
-    "gelu by a sigmoid": ((4 * normal(5, 7),), {"kind": "sigmoid"}),
-    "l2_normalize": ((normal(3, 130),), {}),
-}
 # what: (file, case, what is right, what is written instead)
 # what: (file, case, what is right, what is written instead)
 BUGS = {
@@ -67,9 +29,11 @@ BUGS = {
     "lengths ignored": ("attention.cu", "attention", "return lengths ?", "return 0 ?"),
     "a mask ignored": ("attention.cu", "attention", "return mask.base && ", "return 0 && "),
     "the row sums forgotten": ("attention.cu", "attention", "(products - row_sums", "(products - 0 * row_sums"),
+    "sequences that see each other": ("attention.cu", "varlen_attention", "begins.base ? begins.integer(i)", "0 ? 0"),
+    "queries of later sequences": ("attention.cu", "varlen_attention", "p->ends.base ? p->ends.integer(i_s)", "0 ? 0"),
     "the last group left out": ("blocks.cu", "layer_norm", "/ GROUP; i++) sum", "/ GROUP - 1; i++) sum"),
     "columns left out": ("layers.cu", "rms_norm", "j += THREADS)", "j += 2 * THREADS)"),
-    "the mean forgotten": ("layers.cu", "layer_norm", "if (p->centre) {", "if (0) {"),
+    "the mean forgotten": ("layers.cu", "layer_norm", "if (p->mean.base) {", "if (0) {"),
     "a residual forgotten": ("layers.cu", "layer_norm", " + p->residual.get(row, j)", ""),
     "a gradient without its level": ("layers.cu", "layer_norm", "p->scale.get(j) - level", "p->scale.get(j)"),
     "the last row of a chunk alone": ("layers.cu", "layer_norm", "scale_sum += grad *", "scale_sum = grad *"),
@@ -117,8 +81,9 @@ BUGS = {
     ),
     "no sign of the scale": ("pairs.cu", "clip_loss of opposites", "scale < 0 ? -product : product", "product"),
     "the pair's own softmax": ("pairs.cu", "clip_loss", "j == row ? pair : along + across", "along + across"),
-    "a scale's share": ("pairs.cu", "clip_loss", "across * (product - p->of_columns.get(OWN, j))", "0"),
+    "a scale's share": ("pairs.cu", "clip_loss", "across * (product - p->owns.get(j))", "0"),
     "the largest logit forgotten": ("pairs.cu", "clip_loss", "scale) - kept.get(TOP, i)", "scale)"),
+    "an own product": ("pairs.cu", "clip_loss", "p->b.get(blockIdx.x, j)", "p->b.get(0, j)"),
     "all are pairs": ("pairs.cu", "siglip_loss", "j == row ? -logit : logit", "-logit"),
     "a gradient of the other sign": ("pairs.cu", "siglip_loss", "? -sigmoid(-logit)", "? sigmoid(-logit)"),
     "a bias's share": ("pairs.cu", "siglip_loss", "bias_sum += grad", "bias_sum = grad"),

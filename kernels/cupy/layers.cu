@@ -5,9 +5,9 @@
 
 enum { CHUNK = 64, ERF = 0, TANH = 1 };
 
-// n = (x − mean) / sqrt(mean((x − mean)²) + eps);  y = n scale + bias;  without `centre` the mean is left out
+// n = (x − mean) / sqrt(mean((x − mean)²) + eps);  y = n scale + bias;  an RMS norm, which stores no mean, leaves it out
 struct Norm {
-    int64 n, e, centre;
+    int64 n, e;
     Array x, residual, scale, bias, out, total, mean, inverse;
 };
 
@@ -17,7 +17,7 @@ extern "C" __global__ void norm_forward(const Norm* p, double eps) {
     if (p->residual.base)  // the sum is rounded, and that is what is normalised; each thread reads what it wrote
         FOR_COLUMNS(j, e) total.set(row, j, p->x.get(row, j) + p->residual.get(row, j));
     CORE sum = 0, squares = 0;
-    if (p->centre) {
+    if (p->mean.base) {
         FOR_COLUMNS(j, e) sum += total.get(row, j);
         sum = block_sum(sum);
     }
@@ -31,20 +31,19 @@ extern "C" __global__ void norm_forward(const Norm* p, double eps) {
         CORE normal = (total.get(row, j) - mean) * inverse * p->scale.get(j);
         p->out.set(row, j, p->bias.base ? normal + p->bias.get(j) : normal);
     }
-    if (threadIdx.x == 0) {
-        p->mean.set(row, mean);
-        p->inverse.set(row, inverse);
-    }
+    if (threadIdx.x) return;
+    p->inverse.set(row, inverse);
+    if (p->mean.base) p->mean.set(row, mean);
 }
 
 // With g = dy scale:  dx = (g − mean(g) − n mean(g n)) / sqrt(variance + eps) + dsum;  dscale = sum dy n;
 // dbias = sum dy
 struct NormGradient {
-    int64 n, e, centre;
+    int64 n, e;
     Array total, scale, mean, inverse, grad_out, grad_sum, grad_x, scale_chunks, bias_chunks;
 
     __device__ CORE normal(int64 row, int64 j) const {
-        return (total.get(row, j) - mean.get(row)) * inverse.get(row);
+        return (mean.base ? total.get(row, j) - mean.get(row) : total.get(row, j)) * inverse.get(row);
     }
 };
 
@@ -56,7 +55,7 @@ extern "C" __global__ void norm_backward(const NormGradient* p, double) {
         level += grad;
         along += grad * p->normal(row, j);
     }
-    level = p->centre ? block_sum(level) / (CORE)e : (CORE)0;
+    level = p->mean.base ? block_sum(level) / (CORE)e : (CORE)0;
     along = block_sum(along) / (CORE)e;
     FOR_COLUMNS(j, e) {
         CORE grad = p->grad_out.get(row, j) * p->scale.get(j) - level - p->normal(row, j) * along;

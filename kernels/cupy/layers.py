@@ -92,7 +92,8 @@ def layer_norm(x, scale, bias=None, *, eps=1e-5, residual=None):
 
 def layer_norm_forward(x, scale, bias=None, *, eps=1e-5, residual=None):
     """``layer_norm`` and (sum, scale, bias, mean, 1/deviation, whether there was a residual)."""
-    out, total, mean, inverse = _norm_forward(x, scale, bias, eps, residual, centre=True)
+    mean = device.empty((len(as_rows(x)),), core_dtype(x.dtype))
+    out, total, inverse = _norm_forward(x, scale, bias, mean, eps, residual)
     saved = total, scale, bias, mean, inverse, residual is not None
     return (out if residual is None else (out, total)), saved
 
@@ -100,7 +101,7 @@ def layer_norm_forward(x, scale, bias=None, *, eps=1e-5, residual=None):
 def layer_norm_backward(saved, grad_out, grad_sum=None):
     """Gradients for x, scale, bias and residual."""
     total, scale, bias, mean, inverse, has_residual = saved
-    grad_x, grad_scale, grad_bias = _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre=True)
+    grad_x, grad_scale, grad_bias = _norm_backward(total, scale, mean, inverse, grad_out, grad_sum)
     return grad_x, grad_scale, None if bias is None else grad_bias, grad_x.copy() if has_residual else None
 
 
@@ -110,36 +111,34 @@ def rms_norm(x, scale, *, eps=1e-5, residual=None):
 
 
 def rms_norm_forward(x, scale, *, eps=1e-5, residual=None):
-    """``rms_norm`` and (sum, scale, mean, which is 0, 1/deviation, whether there was a residual)."""
-    out, total, mean, inverse = _norm_forward(x, scale, None, eps, residual, centre=False)
-    return (out if residual is None else (out, total)), (total, scale, mean, inverse, residual is not None)
+    """``rms_norm`` and (sum, scale, 1/deviation, whether there was a residual)."""
+    out, total, inverse = _norm_forward(x, scale, None, None, eps, residual)
+    return (out if residual is None else (out, total)), (total, scale, inverse, residual is not None)
 
 
 def rms_norm_backward(saved, grad_out, grad_sum=None):
     """Gradients for x, scale and residual."""
-    total, scale, mean, inverse, has_residual = saved
-    grad_x, grad_scale, _ = _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre=False)
+    total, scale, inverse, has_residual = saved
+    grad_x, grad_scale, _ = _norm_backward(total, scale, None, inverse, grad_out, grad_sum)
     return grad_x, grad_scale, grad_x.copy() if has_residual else None
 
 
-def _norm_forward(x, scale, bias, eps, residual, centre):
+def _norm_forward(x, scale, bias, mean, eps, residual):
     core, rows, out = core_dtype(x.dtype), as_rows(x), device.empty(x.shape, x.dtype)
     total = x if residual is None else device.empty(x.shape, x.dtype)
-    mean, inverse = device.empty((len(rows),), core), device.empty((len(rows),), core)
-    added = None if residual is None else as_rows(residual)
-    device.run(
-        "layers.cu", "norm_forward", core, len(rows) * THREADS, *rows.shape, centre, rows, added, scale, bias,
-        as_rows(out), None if residual is None else as_rows(total), mean, inverse, number=eps,
-    )  # fmt: skip
-    return out, total, mean, inverse
+    added, sums = (None, None) if residual is None else (as_rows(residual), as_rows(total))
+    inverse = device.empty((len(rows),), core)
+    values = *rows.shape, rows, added, scale, bias, as_rows(out), sums, mean, inverse
+    device.run("layers.cu", "norm_forward", core, len(rows) * THREADS, *values, number=eps)
+    return out, total, inverse
 
 
-def _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre):
+def _norm_backward(total, scale, mean, inverse, grad_out, grad_sum):
     core, rows, grads = inverse.dtype, as_rows(total), as_rows(grad_out)
     (n, e), grad_x = rows.shape, device.empty(total.shape, total.dtype)
     sums = None if grad_sum is None else as_rows(grad_sum)
     chunks = [device.empty((-(-n // CHUNK), e), core) for _ in range(2)]
-    values = n, e, centre, rows, scale, mean, inverse, grads, sums, as_rows(grad_x), *chunks
+    values = n, e, rows, scale, mean, inverse, grads, sums, as_rows(grad_x), *chunks
     device.run("layers.cu", "norm_backward", core, n * THREADS, *values)
     device.run("layers.cu", "norm_chunks", core, chunks[0].size, *values)
     grad_scale, grad_bias = (_sums_of_chunks(one, scale) for one in chunks)

@@ -6,7 +6,7 @@
 
 struct Problem {
     int64 n, k, ignore_index;
-    Array logits, labels, soft, per_row, grad_rows, grad_logits;
+    Array logits, labels, soft, per_row, lse, grad_rows, grad_logits;
 
     __device__ bool ignored(int64 row) const { return labels.base && labels.integer(row) == ignore_index; }
     __device__ bool bad(int64 row) const {
@@ -41,7 +41,9 @@ extern "C" __global__ void softmax_cross_entropy_forward(const Problem* p, doubl
         if (target != 0) loss += target * (lse - p->logits.get(row, j));
     }
     loss = block_sum(loss);
-    if (threadIdx.x == 0) p->per_row.set(row, p->ignored(row) ? (CORE)0 : p->bad(row) ? not_a_number() : loss);
+    if (threadIdx.x) return;
+    p->per_row.set(row, p->ignored(row) ? (CORE)0 : p->bad(row) ? not_a_number() : loss);
+    p->lse.set(row, lse);
 }
 
 extern "C" __global__ void softmax_cross_entropy_backward(const Problem* p, double label_smoothing) {

@@ -4,6 +4,8 @@ Logits that are products exist a panel at a time, some rows of them, made by cuB
 pass; their kernels are in ``pairs.cu``.
 """
 
+import numpy as np
+
 from saccade.kernels.cupy import device
 from saccade.kernels.cupy.device import THREADS, core_dtype
 from saccade.kernels.cupy.pairs import (
@@ -14,6 +16,8 @@ from saccade.kernels.cupy.pairs import (
     siglip_per_row,
 )
 
+_NUMBERS = (int, float, np.number)
+
 
 def softmax_cross_entropy(logits, labels, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
     """−sum_k target log softmax(logits) per row, averaged, summed or as it is."""
@@ -22,16 +26,16 @@ def softmax_cross_entropy(logits, labels, *, ignore_index=-100, label_smoothing=
 
 
 def softmax_cross_entropy_forward(logits, labels, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
-    """``softmax_cross_entropy`` and (logits, labels, ignore_index, label_smoothing, reduction)."""
-    saved = logits, labels, ignore_index, label_smoothing, reduction
-    per_row = device.empty((len(logits),), core_dtype(logits.dtype))
+    """``softmax_cross_entropy`` and (logits, labels, lse, ignore_index, label_smoothing, reduction)."""
+    per_row, lse = (device.empty((len(logits),), core_dtype(logits.dtype)) for _ in range(2))
+    saved = logits, labels, lse, ignore_index, label_smoothing, reduction
     _softmax("softmax_cross_entropy_forward", saved, per_row, None, None)
     return _reduced(per_row, labels, ignore_index, reduction), saved
 
 
 def softmax_cross_entropy_backward(saved, grad_loss):
     """The gradient for logits, in a tuple of one."""
-    logits, labels, ignore_index, _, reduction = saved
+    logits, labels, _, ignore_index, _, reduction = saved
     grad_rows = _of_rows(grad_loss, labels, ignore_index, reduction, core_dtype(logits.dtype))
     grad_logits = device.empty(logits.shape, logits.dtype)
     _softmax("softmax_cross_entropy_backward", saved, None, grad_rows, grad_logits)
@@ -39,11 +43,11 @@ def softmax_cross_entropy_backward(saved, grad_loss):
 
 
 def _softmax(kernel, saved, per_row, grad_rows, grad_logits):
-    logits, labels, ignore_index, label_smoothing, _ = saved
+    logits, labels, lse, ignore_index, label_smoothing, _ = saved
     integers, soft = (None, labels) if labels.ndim == 2 else (labels.astype("int64"), None)
     device.run(
         "losses.cu", kernel, core_dtype(logits.dtype), len(logits) * THREADS, *logits.shape, ignore_index, logits,
-        integers, soft, per_row, grad_rows, grad_logits, number=label_smoothing,
+        integers, soft, per_row, lse, grad_rows, grad_logits, number=label_smoothing,
     )  # fmt: skip
 
 
@@ -170,11 +174,11 @@ def siglip_loss_backward(saved, grad_loss):
 def _factor(number, beside):
     """A number, or an array of one, as an array of one in the core dtype; an array's value does not leave the GPU."""
     core = core_dtype(beside.dtype)
-    return number.astype(core).reshape(1) if hasattr(number, "reshape") else device.full((1,), number, core)
+    return device.full((1,), number, core) if isinstance(number, _NUMBERS) else number.astype(core).reshape(1)
 
 
 def _of_factor(given, rows, grad):
     """The gradient of a factor from its shares of rows; None if a number was given."""
-    if not hasattr(given, "reshape"):
+    if isinstance(given, _NUMBERS):
         return None
     return (rows.sum(keepdims=True) * grad).astype(given.dtype).reshape(())

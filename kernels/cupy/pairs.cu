@@ -8,13 +8,12 @@
 //     LOSS   = log-sum-exp − own logit = log1p(sum of the others' exp(logit − own))
 //     TOP    = the largest of sign(scale) products
 //     EXCESS = log-sum-exp − largest logit;   weights are exp(|scale| (sign(scale) product − TOP) − EXCESS)
-//     OWN    = the own product
 
-enum { LOSS, TOP, EXCESS, OWN };
+enum { LOSS, TOP, EXCESS, OWN = LOSS };  // a column's own product lies there until its loss is known
 
 struct Panel {
     int64 rows, k, first, n, ignore_index;
-    Array products, scale, bias, labels, of_rows, of_columns, factors, per_row, grads, scale_rows, bias_rows;
+    Array products, scale, bias, labels, of_rows, of_columns, owns, factors, per_row, grads, scale_rows, bias_rows;
 
     __device__ CORE factor() const { return scale.base ? scale.number() : (CORE)1; }
     __device__ int64 label(int64 i) const { return labels.base ? labels.integer(first + i) : first + i; }
@@ -32,7 +31,6 @@ static __device__ void finish_statistics(const Array& kept, int64 i, CORE scale,
     kept.set(LOSS, i, is_finite(own) ? excess - below : excess - below - scale * own);
     kept.set(TOP, i, shift);
     kept.set(EXCESS, i, excess);
-    kept.set(OWN, i, own);
 }
 
 static __device__ CORE weight(const Array& kept, int64 i, CORE scale, CORE product) {
@@ -98,15 +96,28 @@ extern "C" __global__ void label_gradients(const Panel* p, double smoothing) {
     p->grads.set(i, j, p->ignored(i) ? (CORE)0 : grad);
 }
 
+struct Owns {
+    int64 n, e;
+    Array a, b, out;
+};
+
+// a_i · b_i: the pairs' own products.
+extern "C" __global__ void own_products(const Owns* p, double) {
+    CORE sum = 0;
+    FOR_COLUMNS(j, p->e) sum += p->a.get(blockIdx.x, j) * p->b.get(blockIdx.x, j);
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) p->out.set(blockIdx.x, sum);
+}
+
 // Both softmaxes of CLIP: dlogits = softmax_j + softmax_i − 2 identity, and per row its share of the gradient of the
 // scale, sum over j of softmax_j (product − row's own) + softmax_i (product − column's own).
 extern "C" __global__ void clip_gradients(const Panel* p, double) {
     int64 i = blockIdx.x, row = p->first + i;
-    CORE scale = p->factor(), own = p->of_columns.get(OWN, row), sum = 0;
+    CORE scale = p->factor(), own = p->owns.get(row), sum = 0;
     FOR_COLUMNS(j, p->k) {
         CORE product = p->products.get(i, j);
         CORE along = weight(p->of_rows, row, scale, product), across = weight(p->of_columns, j, scale, product);
-        sum += along * (product - own) + across * (product - p->of_columns.get(OWN, j));
+        if (j != row) sum += along * (product - own) + across * (product - p->owns.get(j));
         CORE pair = expm1(-p->of_rows.get(LOSS, row)) + expm1(-p->of_columns.get(LOSS, row));
         p->grads.set(i, j, j == row ? pair : along + across);
     }

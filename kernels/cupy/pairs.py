@@ -13,7 +13,7 @@ PANEL = 1 << 25  # logits that exist at a time
 
 def label_losses(hidden, weight, labels, ignore_index, label_smoothing):
     """(the loss of each row, its statistics) of logits hidden weightᵀ."""
-    per_row, statistics = _empty(hidden, len(hidden)), _empty(hidden, 4, len(hidden))
+    per_row, statistics = _empty(hidden, len(hidden)), _empty(hidden, 3, len(hidden))
     integers = labels.astype("int64")
     for panel in _panels(hidden, weight):
         arrays = dict(labels=integers, of_rows=statistics, per_row=per_row)
@@ -30,7 +30,7 @@ def label_gradients(hidden, weight, labels, statistics, ignore_index, label_smoo
 
 def pair_statistics(images, texts, scale):
     """The statistics of each row and of each column of logits scale · images textsᵀ."""
-    of_rows, of_columns = _empty(images, 4, len(images)), _empty(images, 4, len(images))
+    of_rows, of_columns = _empty(images, 3, len(images)), _empty(images, 3, len(images))
     for panel in _panels(images, texts):
         panel.run("row_statistics", scale=scale, of_rows=of_rows)
         panel.run("column_statistics", scale=scale, of_columns=of_columns)
@@ -51,6 +51,8 @@ def pair_gradients(images, texts, scale, bias, grad, statistics=(None, None)):
     scale_rows, bias_rows = _empty(images, len(images)), _empty(images, len(images))
     given = dict(scale=scale, bias=bias, of_rows=of_rows, of_columns=of_columns)
     kernel = "clip_gradients" if bias is None else "siglip_gradients"
+    if bias is None:
+        given["owns"] = _own_products(images, texts)
     both = _gradients(images, texts, scale * grad, kernel, **given, scale_rows=scale_rows, bias_rows=bias_rows)
     return *both, scale_rows, bias_rows
 
@@ -59,12 +61,19 @@ def _empty(like, *shape):
     return device.empty(shape, core_dtype(like.dtype))
 
 
+def _own_products(images, texts):
+    owns = _empty(images, len(images))
+    device.run("pairs.cu", "own_products", owns.dtype, len(images) * THREADS, *images.shape, images, texts, owns)
+    return owns
+
+
 class _Panel:
     """Some rows of the products of two matrices."""
 
     # what a kernel is given, in the order of its `Panel`
     ARRAYS = (
-        "scale", "bias", "labels", "of_rows", "of_columns", "factors", "per_row", "grads", "scale_rows", "bias_rows",
+        "scale", "bias", "labels", "of_rows", "of_columns", "owns", "factors",
+        "per_row", "grads", "scale_rows", "bias_rows",
     )  # fmt: skip
     BY_ELEMENT, BY_COLUMN = ("label_gradients",), ("column_statistics",)
 
