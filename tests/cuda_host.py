@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from saccade.kernels.cupy import device, pairs
+from saccade.kernels.cupy import convolution, device, pairs
 
 SHIM = Path(__file__).parent / "cuda_on_host"
 FORWARD, REVERSED, *SHUFFLED = range(6)  # orders in which the threads of a block run between barriers
@@ -47,8 +47,8 @@ def folder_of(tmp_path_factory):
 
 @contextlib.contextmanager
 def on_the_host(folder, orders=(FORWARD, REVERSED, *SHUFFLED)):
-    """In the block, the CuPy backend computes on NumPy arrays, small losses of pairs in several panels; what it
-    compiles is kept in ``folder``."""
+    """In the block, the CuPy backend computes on NumPy arrays, small losses of pairs and convolutions in
+    several parts; what it compiles is kept in ``folder``."""
     order_of = itertools.cycle(orders)
 
     def launch(file, kernel, flags, threads, parameters, number):
@@ -66,6 +66,7 @@ def on_the_host(folder, orders=(FORWARD, REVERSED, *SHUFFLED)):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "PANEL", 3000)
+        patch.setattr(convolution, "WINDOWS", 3000)
         patch.setattr(device, "launch", launch)
         patch.setattr(device, "empty", empty)
         patch.setattr(device, "zeros", np.zeros)

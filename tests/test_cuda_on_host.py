@@ -41,6 +41,11 @@ def test_kernels_pass_the_oracle(operation, function):
     assert_kernel_passes(operation, function, claims=CLAIMS, budget=budget, call_seconds=300.0)  # some compile first
 
 
+def test_cupy_has_every_operation():
+    every = {*PALETTE, *(name for names in FAMILIES.values() for name in names)}
+    assert {name for name, _ in kernels_of("cupy")} == every
+
+
 def test_attention_of_a_narrow_head_passes_the_oracle():
     function = "saccade.kernels.cupy.attention:attention"
     assert_kernel_passes("attention", function, claims=NARROW, budget=6.0, call_seconds=300.0)

@@ -2,6 +2,7 @@
 ``attention.cu``."""
 
 import math
+from typing import Any
 
 from saccade.kernels.cupy import device
 
@@ -19,7 +20,7 @@ def attention_forward(
 ):
     """``attention`` and what ``attention_backward`` needs."""
     out = device.empty((*query.shape[:3], value.shape[3]), query.dtype)
-    saved = _forward(query, key, value, bias, mask, key_lengths, out, causal, scale)
+    saved = _forward((query, key, value), bias, mask, key_lengths, out, causal, scale)
     return ((out, saved[7]) if return_lse else out), saved
 
 
@@ -38,7 +39,7 @@ def qkv_attention_forward(qkv, *, causal=False, key_lengths=None, scale=None):
     """``qkv_attention`` and what ``qkv_attention_backward`` needs."""
     b, n, _, h, d = qkv.shape
     out = device.empty((b, n, h, d), qkv.dtype)
-    saved = _forward(*_unpacked(qkv), None, None, key_lengths, out.swapaxes(1, 2), causal, scale)
+    saved = _forward(_unpacked(qkv), None, None, key_lengths, out.swapaxes(1, 2), causal, scale)
     return out, (qkv, key_lengths, out, *saved[7:])
 
 
@@ -65,8 +66,8 @@ def varlen_attention(query, key, value, *, cumulative_lengths, causal=False, sca
 def varlen_attention_forward(query, key, value, *, cumulative_lengths, causal=False, scale=None):
     """``varlen_attention`` and what ``varlen_attention_backward`` needs."""
     out = device.empty((*query.shape[:2], value.shape[2]), query.dtype)
-    arrays = *map(_as_batch, (query, key, value)), None, None, None, _as_batch(out)
-    lse = _forward(*arrays, causal, scale, _bounds(cumulative_lengths, len(query)))[7]
+    three, bounds = tuple(map(_as_batch, (query, key, value))), _bounds(cumulative_lengths, len(query))
+    lse = _forward(three, None, None, None, _as_batch(out), causal, scale, bounds)[7]
     return out, (query, key, value, cumulative_lengths, out, lse[0].T.copy(), causal, scale)
 
 
@@ -93,11 +94,12 @@ def _bounds(cumulative_lengths, n):
     return bounds[sequence - 1], bounds[sequence]
 
 
-def _forward(query, key, value, bias, mask, key_lengths, out, causal, scale, bounds=(None, None)):
-    """Fill ``out``; what ``_backward`` needs."""
+def _forward(three, bias, mask, key_lengths, out, causal, scale, bounds=(None, None)) -> Any:
+    """Fill ``out`` from query, key and value; what ``_backward`` needs."""
+    query = three[0]
     lse = device.empty(query.shape[:3], device.core_dtype(query.dtype))
     scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
-    saved = query, key, value, bias, mask, key_lengths, out, lse, causal, scale
+    saved = *three, bias, mask, key_lengths, out, lse, causal, scale
     _launch("attention_forward", saved, lse.size, bounds=bounds)
     return saved
 

@@ -1,7 +1,7 @@
 // What the THREADS threads of a block make of one number each. All of them must call these, and all get the result.
 // Numbers are taken in a fixed order: GROUP neighbours, then the groups; so the bits depend on nothing else.
 
-enum { GROUP = 8 };
+enum { GROUP = 8, CHUNK = 64 };  // CHUNK: rows of which a thread adds up a column
 
 // A thread's share of the columns of a row that a block owns.
 #define FOR_COLUMNS(j, k) for (int64 j = threadIdx.x; j < (k); j += THREADS)

@@ -3,7 +3,7 @@
 // Where a row is added up, a block owns it, row blockIdx.x. Sums over rows are added up in chunks of CHUNK rows by a
 // thread a column, then chunk by chunk, so no two threads add to one number.
 
-enum { CHUNK = 64, ERF = 0, TANH = 1 };
+enum { ERF, TANH };
 
 // n = (x − mean) / sqrt(mean((x − mean)²) + eps);  y = n scale + bias;  an RMS norm, which stores no mean, leaves it out
 struct Norm {

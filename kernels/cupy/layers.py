@@ -5,7 +5,7 @@ in ``layers.cu``. Matrix products are cuBLAS: 16-bit operands, float32 sums, rou
 from saccade.kernels.cupy import device
 from saccade.kernels.cupy.device import THREADS, as_rows, core_dtype, product
 
-CHUNK = 64  # rows that a thread adds up, as in layers.cu
+CHUNK = 64  # rows that a thread adds up, as in blocks.cu
 _KINDS = {"erf": 0, "tanh": 1, "sigmoid": 2}
 
 
@@ -27,10 +27,11 @@ def column_sums(x, like):
     (n, e), core = x.shape, core_dtype(x.dtype)
     chunks = device.empty((-(-n // CHUNK), e), core)
     device.run("layers.cu", "column_chunks", core, chunks.size, n, e, x, chunks)
-    return _sums_of_chunks(chunks, like)
+    return sums_of_chunks(chunks, like)
 
 
-def _sums_of_chunks(chunks, like):
+def sums_of_chunks(chunks, like):
+    """The sums of the columns of ``chunks``, each of which is the sum of CHUNK rows, in the dtype of ``like``."""
     (n, e), out = chunks.shape, device.empty(chunks.shape[1:], like.dtype)
     device.run("layers.cu", "column_sums", chunks.dtype, e, n, e, chunks, out)
     return out
@@ -141,7 +142,7 @@ def _norm_backward(total, scale, mean, inverse, grad_out, grad_sum):
     values = n, e, rows, scale, mean, inverse, grads, sums, as_rows(grad_x), *chunks
     device.run("layers.cu", "norm_backward", core, n * THREADS, *values)
     device.run("layers.cu", "norm_chunks", core, chunks[0].size, *values)
-    grad_scale, grad_bias = (_sums_of_chunks(one, scale) for one in chunks)
+    grad_scale, grad_bias = (sums_of_chunks(one, scale) for one in chunks)
     return grad_x, grad_scale, grad_bias
 
 
