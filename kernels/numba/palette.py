@@ -36,6 +36,19 @@ def assign(colors, centers):
     return assignment.reshape(np.shape(colors)[:-1])
 
 
+def encode(images, centers):
+    """The index of the nearest centre of each pixel, uint8 (…, 3) -> int32 (…): one look for each distinct colour."""
+    codes = (images.astype(np.int32) @ np.array([65536, 256, 1], np.int32)).ravel()
+    distinct, inverse = np.unique(codes, return_inverse=True)
+    colors = np.stack([distinct >> 16, distinct >> 8 & 255, distinct & 255], -1).astype(np.uint8)
+    return assign(colors, centers)[inverse].reshape(images.shape[:-1])
+
+
+def decode(tokens, colors):
+    """The rows of ``colors`` at tokens."""
+    return colors[tokens]
+
+
 def update(colors, counts, assignment, centers):
     """Each centre moved to the mean of its pixels, rounded half up to the grid; empty ones stay."""
     return _update(np.ascontiguousarray(colors), counts, assignment, np.ascontiguousarray(centers, np.int32))
