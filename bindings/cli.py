@@ -1,4 +1,4 @@
-"""The command line: ``saccade info``, ``saccade check``, ``saccade bench`` and ``saccade demo``."""
+"""The command line: ``saccade info``, ``demo``, ``check``, ``bench`` and ``models``."""
 
 import importlib.util
 import json
@@ -121,6 +121,15 @@ def _application(typer):
         except (OSError, ValueError) as error:
             sys.exit(f"saccade bench: {str(error).removeprefix('bench: ')}")
 
+    @app.command(epilog="Example: saccade models")
+    def models(json_file: Path = typer.Option(None, "--json", help="Write the table to this file too.")):
+        """Every variant of every model: parameters, and the tokens, GFLOPs and activations of one picture."""
+        show_models()
+        if json_file is not None:
+            from saccade.models.variants import table
+
+            _write(json_file, json.dumps(table(), indent=1))
+
     return app
 
 
@@ -170,3 +179,23 @@ def show_info():
     for name, value in facts.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def show_models():
+    """Print what ``saccade models`` shows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from saccade.models.variants import table
+
+    shown = Table("variant", title="Models, and what one picture costs them", title_justify="left")
+    for name in ("parameters", "tokens", "GFLOPs", "activations"):
+        shown.add_column(name, justify="right")
+    for row in table():
+        numbers = f"{row['parameters']:,}", str(row["tokens"]), f"{row['flops'] / 1e9:.1f}"
+        shown.add_row(row["name"], *numbers, f"{row['activations'] / 2**20:.0f} MiB")
+    shown.caption = (
+        "Multiply-adds count twice. Activations: what the blocks keep for gradients in float32. "
+        "Of a CLIP or SigLIP, tokens and costs are the image tower's."
+    )
+    Console().print(shown)
