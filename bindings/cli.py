@@ -1,4 +1,4 @@
-"""The command line: ``saccade info``, ``demo``, ``check``, ``bench`` and ``models``."""
+"""The command line: ``saccade info``, ``demo``, ``check``, ``bench``, ``models`` and ``convert``."""
 
 import importlib.util
 import json
@@ -129,6 +129,23 @@ def _application(typer):
             from saccade.models.variants import table
 
             _write(json_file, json.dumps(table(), indent=1))
+
+    @app.command(epilog="Example: saccade convert hf:openai/clip-vit-base-patch32 clip --layout open_clip")
+    def convert(
+        source: str = typer.Argument(help="A file or folder, or hf:owner/name of the Hugging Face Hub."),
+        out: Path = typer.Argument(help="A .safetensors file, or a folder for the file and the library's config."),
+        layout: str = typer.Option("saccade", help="hf, timm, open_clip or saccade."),
+        variant: str = typer.Option(None, help="A name of saccade models, for what the file does not tell."),
+    ):
+        """Write a checkpoint in another library's layout, every number with the bits that it had."""
+        if importlib.util.find_spec("safetensors") is None:
+            sys.exit('saccade convert needs safetensors: pip install "saccade[models]"')
+        from saccade.weights.files import convert
+
+        try:
+            typer.echo(f"wrote {convert(source, out, layout, variant=variant)}")
+        except (OSError, ValueError) as error:
+            sys.exit(f"saccade convert: {error}")
 
     return app
 

@@ -61,9 +61,8 @@ def test_vit_is_hugging_faces():
 
 
 def test_pre_logits_are_hugging_faces_pooler():
-    model = twins.perturbed(twins.transformers.ViTModel(twins.huggingface_vit_config()))
-    parameters = twins.vit_parameters({f"vit.{name}": x for name, x in twins.arrays(model.state_dict()).items()})
-    config = replace(twins.VIT, classes=None, representation=16)
+    model, parameters, config = twins.huggingface_vit("Model")
+    assert config == replace(twins.VIT, classes=None, representation=16)
     with torch.no_grad():
         theirs = model(twins.channels_first(twins.IMAGES)).pooler_output
     assert_close64(vit.forward(parameters, twins.IMAGES, config, reference), theirs)
