@@ -16,7 +16,9 @@ def load(source, *, variant=None, dtype=None, **told):
     """(parameters, config) of a checkpoint: NumPy arrays by name, and an ImageGPTConfig, ViTConfig or CLIPConfig.
 
     Read are, and known by the names and shapes of their tensors: safetensors in the layouts of saccade, Hugging Face
-    (ImageGPT, ViT, CLIP, SigLIP), timm (ViT) and open_clip (CLIP, SigLIP), also in shards. No code in a file is run.
+    (ImageGPT, ViT, CLIP, SigLIP), timm (ViT) and open_clip (CLIP, SigLIP), also in shards; the .npz archives of
+    vision_transformer and big_vision (ViT, SigLIP); OpenAI's TensorFlow checkpoints (ImageGPT), by their index or
+    the beginning of their names. No code in a file is run.
 
     Shapes give the sizes. What they cannot tell comes from the file's metadata, ``config.json`` and its like beside
     it, a named variant and keywords; two that contradict each other are a ValueError, as are tensors that are
@@ -35,6 +37,12 @@ def load(source, *, variant=None, dtype=None, **told):
 def save(path, parameters, config):
     """Write parameters and config to a safetensors file, from which ``load`` needs nothing else."""
     _files().save(path, parameters, config)
+
+
+def load_palette(source):
+    """The palette of an ImageGPT: ``kmeans_centers.npy`` in the checkpoint's folder, or the clusters of Hugging Face's
+    ``preprocessor_config.json``."""
+    return _files().load_palette(source)
 
 
 def _files():

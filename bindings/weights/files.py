@@ -8,15 +8,18 @@ import numpy as np
 from saccade.files import replacing
 from saccade.models.clip import CLIPConfig
 from saccade.models.variants import module_of
-from saccade.weights import facts, huggingface, huggingface_clip, links, open_clip, safe, sources, timm
+from saccade.weights import facts, google, huggingface, huggingface_clip, links, open_clip, openai, safe, sources, timm
 from saccade.weights.layout import Found
 
-# By library, in the order in which they are tried; a library has at most one that holds a given config.
+# Those that can be written, too, by library; a library has at most one that holds a given config.
 LAYOUTS = {
     "hf": (huggingface.IMAGEGPT, huggingface.VIT, huggingface_clip.CLIP, huggingface_clip.SIGLIP),
     "timm": (timm.VIT,),
     "open_clip": (open_clip.CLIP, open_clip.SIGLIP),
 }
+READABLE = (
+    *(layout for layouts in LAYOUTS.values() for layout in layouts), google.VIT, google.SIGLIP, openai.IMAGEGPT,
+)  # fmt: skip
 METADATA = "saccade"
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 
@@ -32,6 +35,20 @@ def load(path, *, variant=None, dtype=None, **told):
     if dtype.name not in FLOATING:
         raise ValueError(f"saccade.models.load: {dtype=}, expected one of {', '.join(FLOATING)}")
     return links.fill(names, layout, source.read, dict.fromkeys(layout, dtype)), config
+
+
+def load_palette(path):
+    """See ``saccade.models.load_palette``."""
+    from saccade.palette import Palette
+
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    if (folder / "kmeans_centers.npy").is_file():
+        return Palette.load(folder / "kmeans_centers.npy")
+    clusters = sources.read_beside(folder / "x").get("preprocessor_config.json", {}).get("clusters")
+    if clusters is None:
+        raise ValueError(f"{folder}: neither kmeans_centers.npy nor clusters in a preprocessor_config.json")
+    with sources.malformed(folder / "preprocessor_config.json", ValueError, TypeError):
+        return Palette((np.asarray(clusters, np.float64) + 1) * 127.5)
 
 
 def understand(source, variant=None, told=None):
@@ -64,10 +81,9 @@ def understand(source, variant=None, told=None):
 
 def recognise(source):
     """The layout whose names a source has."""
-    for layouts in LAYOUTS.values():
-        for layout in layouts:
-            if any(name in source.shapes for name in layout.mark):
-                return layout
+    for layout in READABLE:
+        if any(name in source.shapes for name in layout.mark):
+            return layout
     some = ", ".join(list(source.shapes)[:4]) or "nothing"
     raise ValueError(f"{source.where}: no layout that saccade knows has tensors such as {some}")
 

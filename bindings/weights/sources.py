@@ -150,12 +150,16 @@ def open_source(path):
     """The source that a file, a folder or the common beginning of several files' names is."""
     path = Path(path)
     if path.is_dir():
-        found = [name for name in IN_A_FOLDER if (path / name).is_file()]
+        found = [path / name for name in IN_A_FOLDER if (path / name).is_file()] or sorted(path.glob("*.index"))
         if not found:
-            raise ValueError(f"{path}: a folder with none of {', '.join(IN_A_FOLDER)}")
-        path = path / found[0]
+            raise ValueError(f"{path}: a folder with none of {', '.join(IN_A_FOLDER)}, *.index")
+        path = found[0]
     elif not path.exists() and Path(f"{path}.index").is_file():
         path = Path(f"{path}.index")
+    if path.suffix == ".index":
+        from saccade.weights.tensorflow import TensorFlow
+
+        return TensorFlow(path)
     return Shards(path) if path.name.endswith(".index.json") else open_file(path)
 
 
