@@ -18,14 +18,15 @@ def load(source, *, variant=None, dtype=None, **told):
     Read are, and known by the names and shapes of their tensors: safetensors in the layouts of saccade, Hugging Face
     (ImageGPT, ViT, CLIP, SigLIP), timm (ViT) and open_clip (CLIP, SigLIP), also in shards; the .npz archives of
     vision_transformer and big_vision (ViT, SigLIP); OpenAI's TensorFlow checkpoints (ImageGPT), by their index or
-    the beginning of their names. No code in a file is run.
+    the beginning of their names; OpenAI's TorchScript archives (CLIP), and state dictionaries, which torch reads
+    (``weights_only``). No code in a file is run.
 
     Shapes give the sizes. What they cannot tell comes from the file's metadata, ``config.json`` and its like beside
     it, a named variant and keywords; two that contradict each other are a ValueError, as are tensors that are
     missing, not expected or of another shape.
 
     Args:
-        source: a file or folder, or "hf:owner/name" for a repository of the Hugging Face Hub.
+        source: a file or folder; or "hf:owner/name", a repository of the Hugging Face Hub, which is downloaded.
         variant: a name from ``saccade.models.variants.VARIANTS``, as "clip-ViT-B/32".
         dtype: of all parameters; as stored if None, and where that differs, the dtype that holds all of them.
         told: fields of the config, as ``heads=12``; of a CLIP's towers as ``image={"heads": 12}``, or for both

@@ -41,18 +41,18 @@ def facts_of(config):
     return table | prefixed("image", image) | prefixed("text", text)
 
 
-def variant_facts(kind, name):
+def variant_facts(where, kind, name):
     """What the name of a variant settles."""
     from saccade.models.variants import VARIANTS
 
     if name not in VARIANTS:
-        raise ValueError(f"{name!r} is no variant, expected one of {', '.join(VARIANTS)}")
+        raise ValueError(f"{where}: {name!r} is no variant, expected one of {', '.join(VARIANTS)}")
     if kind_of(VARIANTS[name]) != kind:
-        raise ValueError(f"{name!r} is of another kind than the checkpoint, {kind}")
+        raise ValueError(f"{where}: the variant {name!r} is of another kind than the checkpoint, {kind}")
     return {fact: x for fact, x in facts_of(VARIANTS[name]).items() if fact not in _NOT_OF_A_NAME[kind]}
 
 
-def keyword_facts(kind, keywords, resnet):
+def keyword_facts(where, kind, keywords, resnet):
     """Keywords as facts: ``heads=12``; of a CLIP ``image={"heads": 12}``, or ``gelu="erf"`` for both towers."""
     if kind != "clip":
         known, facts = _names(KINDS[kind]), dict(keywords)
@@ -68,7 +68,9 @@ def keyword_facts(kind, keywords, resnet):
             else:
                 facts |= {f"{tower}.{name}": value for tower in towers if name in towers[tower]} or {name: value}
     if unknown := sorted(facts.keys() - known):
-        raise ValueError(f"{', '.join(unknown)}: no fact of {kind}, expected some of {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{where}: {', '.join(unknown)}: no fact of {kind}, expected some of {', '.join(sorted(known))}"
+        )
     return facts
 
 

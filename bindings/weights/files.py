@@ -61,14 +61,18 @@ def understand(source, variant=None, told=None):
         theirs = recognise(source)
         kind, usual = theirs.kind, theirs.usual
         who = [("the tensors' shapes", theirs.sizes(Found(source.shapes, source.where)))]
-        who += [*source.told.items(), *theirs.said(source)]
+        who += theirs.said(source)
     resnet = any("image.layers" in some for _, some in who)
     if variant is not None:
-        who.append((f"variant={variant!r}", facts.variant_facts(kind, variant)))
-    who.append(("a keyword", facts.keyword_facts(kind, told, resnet)))
+        who.append((f"variant={variant!r}", facts.variant_facts(source.where, kind, variant)))
+    who.append(("a keyword", facts.keyword_facts(source.where, kind, told, resnet)))
     usual = {fact: x for fact, x in usual.items() if not (resnet and fact == "image.gelu")}
     config = facts.complete(source.where, kind, who, usual)
-    layout = module_of(config).layout(config)
+    towers = [config, *(getattr(config, tower) for tower in ("image", "text") if hasattr(config, tower))]
+    if any(getattr(tower, "depth", 0) > len(source.shapes) for tower in towers):
+        raise ValueError(f"{source.where}: more blocks than its {len(source.shapes)} tensors")
+    with sources.malformed(source.where, ZeroDivisionError):
+        layout = module_of(config).layout(config)
     if theirs is None:
         names, title, found = _own_names(layout), f"a {type(config).__name__} of saccade", source.shapes
     else:

@@ -3,11 +3,12 @@
 from saccade.models.clip import MEAN, STD
 from saccade.models.resnet import ResNetConfig
 from saccade.weights import timm
-from saccade.weights.layout import Layout, keys, normalisation, prefixed
+from saccade.weights.layout import Found, Layout, keys, normalisation, prefixed
 from saccade.weights.links import Names, linear, norm, packed, transposed, under, whole
 
 BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
 HEAD_WIDTH = 64
+_SIZES = ("input_resolution", "context_length", "vocab_size")  # OpenAI's, which shapes tell, too
 
 
 def _blocks(ours, theirs, depth):
@@ -128,12 +129,13 @@ def _siglip_sizes(found):
     return {"embed": embed, "logit_bias": -10.0, **prefixed("image", image), **prefixed("text", text)}
 
 
-def openai_facts(sizes):
-    """What OpenAI's own code takes for granted of its checkpoints, by the facts that shapes tell."""
-    width = sizes["image.width"] * (32 if "image.layers" in sizes else 1)
-    facts = {"image.heads": width // HEAD_WIDTH, "text.heads": sizes["text.width"] // HEAD_WIDTH}
-    gelus = {"text.gelu": "sigmoid"} if "image.layers" in sizes else {"text.gelu": "sigmoid", "image.gelu": "sigmoid"}
-    return facts | gelus
+def _archive_said(source):
+    """What OpenAI's code takes for granted of the archives that it comes with."""
+    sizes = _sizes(Found(source.shapes, source.where))
+    gelu, resnet = "erf" if source.exact_gelu else "sigmoid", "image.layers" in sizes
+    facts = {"image.heads": sizes["image.width"] * (32 if resnet else 1) // HEAD_WIDTH, "text.gelu": gelu}
+    facts |= {"text.heads": sizes["text.width"] // HEAD_WIDTH} | ({} if resnet else {"image.gelu": gelu})
+    return [("OpenAI's code", facts)]
 
 
 def _config_json(source):
@@ -151,7 +153,7 @@ def _config_json(source):
 def _said(source):
     parts = _config_json(source)
     if parts is None:
-        return []
+        return [] if source.exact_gelu is None else _archive_said(source)
     model, vision, text, pixels = parts
     gelu = "sigmoid" if model.get("quick_gelu") else "erf"
     facts = {"text.gelu": gelu, **prefixed("text", keys(text, {"heads": "heads"}))}
@@ -208,7 +210,7 @@ CLIP = Layout(
     mark=("visual.conv1.weight", "visual.proj", "visual.ln_pre.weight", "visual.attnpool.q_proj.weight"),
     sizes=_sizes, names=_names, said=_said, beside=_config,
     usual={"image.eps": 1e-5, "text.eps": 1e-5, "image.mean": MEAN, "image.std": STD},
-    ignored=lambda name: name.endswith(".num_batches_tracked"),
+    ignored=lambda name: name in _SIZES or name.endswith((".num_batches_tracked", "attn_mask")),
 )  # fmt: skip
 SIGLIP = Layout(
     title="open_clip's SigLIP", kind="clip", mark=("visual.trunk.pos_embed", "visual.trunk.patch_embed.proj.weight"),

@@ -6,8 +6,11 @@ is truncated or malformed, and runs nothing.
 
 import contextlib
 import json
+import lzma
 import math
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,6 +22,11 @@ BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 IN_A_FOLDER = (
     "model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors", "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
+)  # fmt: skip
+# What zipfile, zlib and NumPy were seen to raise over mutated archives, and what they are said to.
+ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, ValueError, EOFError, OSError,
+    KeyError, IndexError, OverflowError, SyntaxError, RuntimeError, NotImplementedError,
 )  # fmt: skip
 MAX_JSON = 2**24
 MAX_INFLATION = 100
@@ -32,12 +40,13 @@ class Source:
     array of its own.
     """
 
+    exact_gelu = None  # of an archive with modules in it: whether theirs is torch's own
+
     def __init__(self, where, entries, metadata=None):
         self.where = str(where)
         self.shapes = {name: tuple(shape) for name, (shape, _) in entries.items()}
         self.dtypes = {name: np.dtype(dtype) for name, (_, dtype) in entries.items()}
         self.metadata = metadata or {}
-        self.told = {}
         self.beside = read_beside(Path(where))
 
     def read(self, name):
@@ -87,9 +96,8 @@ class Npz(Source):
     """NumPy's archive of arrays; none with Python objects, and none that unfolds to many times its size."""
 
     def __init__(self, path):
-        errors = (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OverflowError, KeyError, SyntaxError)
         entries = {}
-        with malformed(path, *errors), zipfile.ZipFile(path) as archive:
+        with malformed(path, *ZIP_ERRORS), zipfile.ZipFile(path) as archive:
             unfolded = sum(member.file_size for member in archive.infolist())
             if unfolded > MAX_INFLATION * os.path.getsize(path):
                 raise ValueError(f"{unfolded} bytes in a file of {os.path.getsize(path)}")
@@ -103,9 +111,8 @@ class Npz(Source):
         super().__init__(path, entries)
 
     def read(self, name):
-        errors = (zipfile.BadZipFile, ValueError, EOFError, zlib.error)
         with (
-            malformed(self.where, *errors),
+            malformed(self.where, *ZIP_ERRORS),
             zipfile.ZipFile(self.where) as archive,
             archive.open(f"{name}.npy") as file,
         ):
@@ -147,7 +154,11 @@ def read_beside(path):
 
 
 def open_source(path):
-    """The source that a file, a folder or the common beginning of several files' names is."""
+    """The source that a file, a folder, the common beginning of several files' names or "hf:owner/name" is."""
+    if str(path).startswith("hf:"):
+        from saccade.weights.hub import fetch
+
+        path = fetch(str(path))
     path = Path(path)
     if path.is_dir():
         found = [path / name for name in IN_A_FOLDER if (path / name).is_file()] or sorted(path.glob("*.index"))
@@ -168,10 +179,17 @@ def open_file(path):
     with open(path, "rb") as file:
         first = file.read(9)
     if first[:4] == b"PK\x03\x04":
-        with malformed(path, zipfile.BadZipFile, NotImplementedError), zipfile.ZipFile(path) as archive:
+        with malformed(path, *ZIP_ERRORS), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
         if all(name.endswith(".npy") for name in members):
             return Npz(path)
+        from saccade.weights.archives import StateDict, TorchScript
+
+        return TorchScript(path) if any("/code/" in name for name in members) else StateDict(path)
+    if first[:1] == b"\x80":
+        from saccade.weights.archives import StateDict
+
+        return StateDict(path)
     if first[8:] == b"{":
         from saccade.weights.safe import Safetensors
 
