@@ -233,6 +233,16 @@ def test_hostile_files_are_one_error(name, tmp_path):
     assert str(tmp_path / "x.safetensors") in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_a_header_whose_length_looks_like_a_pickle_is_still_one(tmp_path, length=0x880):
+    save(tmp_path / "x.safetensors", drawn(TINY, np.float32), TINY)
+    raw = (tmp_path / "x.safetensors").read_bytes()
+    old = int.from_bytes(raw[:8], "little")
+    padded = raw[8 : 8 + old].ljust(length)
+    (tmp_path / "x.safetensors").write_bytes(len(padded).to_bytes(8, "little") + padded + raw[8 + old :])
+    assert len(padded) == length
+    assert load(tmp_path / "x.safetensors")[1] == TINY
+
+
 def archive(path, members, compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as made:
         for name, content in members.items():

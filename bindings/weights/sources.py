@@ -178,6 +178,10 @@ def open_file(path):
     """The source that a file is, by its first bytes."""
     with open(path, "rb") as file:
         first = file.read(9)
+    if first[8:] == b"{":  # before all else: the length of the header, which comes first, may be any bytes
+        from saccade.weights.safe import Safetensors
+
+        return Safetensors(path)
     if first[:4] == b"PK\x03\x04":
         with malformed(path, *ZIP_ERRORS), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
@@ -190,8 +194,4 @@ def open_file(path):
         from saccade.weights.archives import StateDict
 
         return StateDict(path)
-    if first[8:] == b"{":
-        from saccade.weights.safe import Safetensors
-
-        return Safetensors(path)
     raise ValueError(f"{path}: no safetensors, .npz, PyTorch or TensorFlow checkpoint")
