@@ -155,6 +155,28 @@ def drawn(config, dtype=np.float64, seed=0):
     }
 
 
+def test_what_older_files_hold_besides_is_left_out(tmp_path):
+    model, parameters, _ = twins.huggingface_imagegpt()
+    twins.saved(model, tmp_path)
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    tensors |= {f"transformer.h.{i}.attn.bias": np.ones((1, 1, 16, 16), np.uint8) for i in range(2)}
+    tensors |= {f"transformer.h.{i}.attn.masked_bias": np.array(-1e9, np.float32) for i in range(2)}
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    again, _ = load(tmp_path)
+    assert all(np.array_equal(again[name], x) for name, x in parameters.items())
+
+
+def test_a_classifier_of_pixels_has_no_head_for_colours(tmp_path):
+    model, parameters, config = twins.huggingface_imagegpt("ForImageClassification", num_labels=5)
+    assert config.classes == 5 and not parameters["head.weight"].any()
+    twins.saved(model, tmp_path)
+    convert(tmp_path, tmp_path / "x.safetensors", "hf")
+    back = safetensors.numpy.load_file(tmp_path / "x.safetensors")
+    theirs = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    assert back.keys() - theirs.keys() == {"lm_head.weight"}
+    assert all(np.array_equal(back[name], x) for name, x in theirs.items())
+
+
 # --- dtypes, shards and memory ---------------------------------------------------------------------------------------
 
 
@@ -215,8 +237,8 @@ print(peak() - before)
 )
 def test_a_file_and_one_tensor_fit_in_memory(call, tmp_path):
     """Packed, transposed and widened tensors, too: more than the file and its largest tensor is never held."""
-    text = replace(clip.variant("ViT-B/32").text, width=512, depth=4)
-    config = replace(clip.variant("ViT-B/32"), text=text)
+    whole = clip.variant("ViT-B/32")
+    config = replace(whole, image=replace(whole.image, depth=3), text=replace(whole.text, depth=2))
     parameters = drawn(config, np.float16)
     save(tmp_path / "ours.safetensors", parameters, config)
     file = convert(tmp_path / "ours.safetensors", tmp_path / "hf", "hf")

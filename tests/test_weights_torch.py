@@ -57,11 +57,6 @@ def test_an_archive_is_read_as_the_safetensors_of_the_same_model(name, tmp_path)
 def test_state_dictionaries_are_read(form, tmp_path):
     model, expected, _ = twins.huggingface_vit()
     state = model.half().state_dict() if form == "half" else model.state_dict()
-    names = {"attention.q_proj": "attention.attention.query", "attention.k_proj": "attention.attention.key"}
-    names |= {"attention.v_proj": "attention.attention.value", "attention.o_proj": "attention.output.dense"}
-    names |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense", "vit.layers": "vit.encoder.layer"}
-    for new, old in names.items():  # as on the disk
-        state = {name.replace(new, old): x for name, x in state.items()}
     if form == "trained":
         state = {"state_dict": {f"module.{name}": x for name, x in state.items()}, "epoch": 3}
     if form == "nested model":

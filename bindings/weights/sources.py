@@ -120,7 +120,8 @@ class Npz(Source):
 
 
 def _numbers(x):
-    """bfloat16, which NumPy's format knows only as two bytes, by its name."""
+    """In this machine's order of bytes and of axes; bfloat16, which NumPy's format knows only as two bytes, by name."""
+    x = np.asarray(x, x.dtype.newbyteorder("="), order="C")
     return x.view(ml_dtypes.bfloat16) if x.dtype == "V2" else x
 
 
@@ -134,7 +135,7 @@ def _npy_header(file):
         raise ValueError("an array of Python objects, which only a pickle could fill")
     if dtype.kind not in "fiub" and dtype != "V2":
         raise ValueError(f"an array of {dtype}")
-    return shape, np.dtype(ml_dtypes.bfloat16) if dtype == "V2" else dtype
+    return shape, np.dtype(ml_dtypes.bfloat16) if dtype == "V2" else dtype.newbyteorder("=")
 
 
 def read_json(path):
