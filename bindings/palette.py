@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from saccade.arrays import dtype_name, framework_of
 from saccade.files import replacing
-from saccade.kernels.numba import palette as kernels
 
 GRID = 4096
 
@@ -37,7 +37,7 @@ class Palette:
         """k-means over the pixels of ``images``, uint8 (…, 3).
 
         Args:
-            images: at least ``colors`` distinct colours.
+            images: at least ``colors`` distinct colours; CuPy arrays are counted and clustered on their GPU.
             colors: k.
             initial: (k, 3) centres to start from, in 0 … 255; drawn by k-means++ from ``seed`` if None.
             iterations: at most so many of Lloyd's steps; fewer if nothing moves.
@@ -49,6 +49,7 @@ class Palette:
         images = _checked_images("Palette.fit", images)
         if isinstance(colors, bool) or not isinstance(colors, (int, np.integer)) or not 1 <= colors <= 65536:
             raise ValueError(f"Palette.fit: {colors=}, expected an integer from 1 to 65536")
+        kernels = _kernels_of(images)
         distinct, counts = kernels.unique_colors(images)
         if initial is None:
             if len(distinct) < colors:
@@ -61,30 +62,31 @@ class Palette:
             if len(start) != colors:
                 raise ValueError(f"Palette.fit: {len(start)} initial centers, expected {colors=}")
         centers, assignment = kernels.fit(distinct, counts, start, iterations=iterations)
-        palette = cls(centers / GRID)
+        palette = cls(np.array(centers.tolist()) / GRID)
         palette.inertia = kernels.inertia(distinct, counts, assignment, centers)
         return palette
 
     def encode(self, images):
-        """The index of the nearest colour of each pixel, uint8 (…, 3) -> int32 (…); the lowest among equals."""
-        images = np.asarray(images)
-        if images.size == 0 and images.ndim and images.shape[-1] == 3 and images.dtype == np.uint8:
-            return np.empty(images.shape[:-1], np.int32)
-        images = _checked_images("Palette.encode", images)
-        codes = (images.astype(np.int32) @ np.array([65536, 256, 1], np.int32)).ravel()
-        distinct, inverse = np.unique(codes, return_inverse=True)
-        colors = np.stack([distinct >> 16, distinct >> 8 & 255, distinct & 255], -1).astype(np.uint8)
-        return kernels.assign(colors, self._grid_centers)[inverse].reshape(images.shape[:-1])
+        """The index of the nearest colour of each pixel, uint8 (…, 3) -> int32 (…); the lowest among equals.
+
+        A tensor gives a tensor, computed where it lies.
+        """
+        images = _checked_images("Palette.encode", images, ("cupy", "torch"), empty=True)
+        if framework_of(images) == "torch":
+            from saccade.torch.palette import assign
+
+            return assign(images, self._grid_centers)
+        return _kernels_of(images).encode(images, self._grid_centers)
 
     def decode(self, tokens):
         """The colours of tokens, integers (…) -> uint8 (…, 3), rounded half to even."""
-        tokens = np.asarray(tokens)
+        tokens = tokens if framework_of(tokens) == "cupy" else np.asarray(tokens)
         if tokens.dtype.kind not in "iu":
             raise TypeError(f"Palette.decode: {tokens.dtype=}, expected integers")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self):
             worst = tokens.max() if tokens.max() >= len(self) else tokens.min()
             raise ValueError(f"Palette.decode: token {worst}, expected 0…{len(self) - 1}")
-        return np.round(self.centers).astype(np.uint8)[tokens]
+        return _kernels_of(tokens).decode(tokens, np.round(self.centers).astype(np.uint8))
 
     def save(self, path):
         """Write ImageGPT's own form, ``kmeans_centers.npy``: float32 (k, 3) in [−1, 1]."""
@@ -106,10 +108,19 @@ class Palette:
         return cls((values.astype(np.float64) + 1) * 127.5)
 
 
-def _checked_images(operation, images):
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
+def _kernels_of(images):
+    if framework_of(images) == "cupy":
+        from saccade.kernels.cupy import palette
+    else:
+        from saccade.kernels.numba import palette
+    return palette
+
+
+def _checked_images(operation, images, kept=("cupy",), empty=False):
+    """Pixels, of frameworks other than those ``kept`` as NumPy's."""
+    images = images if framework_of(images) in kept else np.asarray(images)
+    if dtype_name(images) != "uint8":
         raise TypeError(f"{operation}: {images.dtype=}, expected uint8")
-    if images.ndim < 1 or images.shape[-1] != 3 or images.size == 0:
-        raise ValueError(f"{operation}: {images.shape=}, expected (…, 3) with at least one pixel")
+    if images.ndim < 1 or images.shape[-1] != 3 or (0 in images.shape and not empty):
+        raise ValueError(f"{operation}: {images.shape=}, expected (…, 3)" + " with at least one pixel" * (not empty))
     return images
