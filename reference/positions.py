@@ -11,13 +11,19 @@ def interpolation_matrix(old, new, method):
     "zoom":    linear, first and last points kept in place (``scipy.ndimage.zoom`` of order 1; google's ViT)
     "bicubic": Keys' cubic convolution with a = −3/4, pixel centres at half-integers, edge points repeated, no
                antialiasing (``torch.nn.functional.interpolate``; Hugging Face's ViT)
+    "antialiased": the same with a = −1/2 and the cubic widened by old / new where points become fewer, over the points
+               that there are (torch's with ``antialias``; timm and open_clip)
     """
     target = np.arange(new, dtype=np.float64)
     if method == "zoom":
         source = target * (old - 1) / max(new - 1, 1)
         return np.maximum(0, 1 - np.abs(source[:, None] - np.arange(old)))
+    if method == "antialiased":
+        center = (target + 0.5) * old / new - 0.5
+        weights = _cubic(np.abs(center[:, None] - np.arange(old)) / max(old / new, 1), a=-0.5)
+        return weights / weights.sum(1, keepdims=True)
     if method != "bicubic":
-        raise ValueError(f"interpolation_matrix: {method=}, expected 'zoom' or 'bicubic'")
+        raise ValueError(f"interpolation_matrix: {method=}, expected 'zoom', 'bicubic' or 'antialiased'")
     source = (target + 0.5) * old / new - 0.5
     matrix = np.zeros((new, old))
     for offset in range(-1, 3):

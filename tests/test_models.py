@@ -77,6 +77,17 @@ def test_vit_at_another_size_is_hugging_faces():
     assert_close64(vit.forward(parameters, images, config, reference), theirs)
 
 
+@pytest.mark.parametrize("size", [(24, 12), (8, 8)])
+def test_vit_at_another_size_is_timms(size):
+    model, parameters, config = twins.timm_vit("token")
+    images = np.random.default_rng(0).standard_normal((2, *size, 3))
+    model.set_input_size(size)  # resamples its positions, in float32
+    with torch.no_grad():
+        theirs = model(twins.channels_first(images))
+    parameters, config = vit.resize(parameters, config, size, method="antialiased")
+    assert_close64(vit.forward(parameters, images, config, reference), theirs, 1e-6)
+
+
 @pytest.mark.parametrize("pooling", ["token", "mean", "map"])
 def test_vit_is_timms(pooling):
     model, parameters, config = twins.timm_vit(pooling)

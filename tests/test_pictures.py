@@ -16,7 +16,7 @@ from test_weights import drawn
 from saccade import images, reference
 from saccade.models import clip, load, save, vit
 from saccade.recipes import retrieval
-from saccade.recipes.pictures import PictureModel
+from saccade.recipes.pictures import PictureModel, class_names
 from saccade.weights.files import convert
 
 WORDS = 514  # of a tokenizer without merges, which spells bytes
@@ -136,6 +136,13 @@ def test_a_vit_ranks_its_classes(library, folder, tmp_path):
     logits = vit.forward(parameters, pixels, VIT, reference)[0]
     assert_close64(shares, np.exp(logits) / np.exp(logits).sum(), 1e-4)
     assert names == [f"LABEL_{i}" for i in range(5)] if library == "hf" else [f"class {i}" for i in range(5)]
+
+
+def test_a_thousand_classes_are_imagenets():
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    assert class_names(1000, {}) == list(IMAGENET_CLASSNAMES) and class_names(1000, {})[0] == "tench"
+    assert class_names(1000, {"config.json": {"id2label": {"0": "a"}}})[:2] == ["a", "class 1"]
 
 
 def test_classes_are_ranked_from_the_command_line(folder, model, tmp_path):

@@ -315,12 +315,14 @@ def test_zoomed_positions_equal_scipy(old, new):
     assert_close64(moved, np.concatenate([positions[:1], expected]))
 
 
-@pytest.mark.parametrize("old, new", [(7, (12, 9)), (14, (24, 24)), (16, (7, 16))])
-def test_bicubic_positions_equal_torch(old, new):
+@pytest.mark.parametrize("method", ["bicubic", "antialiased"])
+@pytest.mark.parametrize("old, new", [(7, (12, 9)), (14, (24, 24)), (16, (7, 16)), (5, (1, 30))])
+def test_bicubic_positions_equal_torch(old, new, method):
     positions = normal(old * old, 3)
     grid = torch.tensor(positions).reshape(1, old, old, 3).permute(0, 3, 1, 2)
-    expected = F.interpolate(grid, new, mode="bicubic", align_corners=False).permute(0, 2, 3, 1).reshape(-1, 3)
-    assert_close64(reference.interpolate_positions(positions, new, method="bicubic"), expected)
+    moved = F.interpolate(grid, new, mode="bicubic", align_corners=False, antialias=method == "antialiased")
+    expected = moved.permute(0, 2, 3, 1).reshape(-1, 3)
+    assert_close64(reference.interpolate_positions(positions, new, method=method), expected)
 
 
 def test_sincos_positions_by_hand():

@@ -155,6 +155,28 @@ def drawn(config, dtype=np.float64, seed=0):
     }
 
 
+def test_what_older_files_hold_besides_is_left_out(tmp_path):
+    model, parameters, _ = twins.huggingface_imagegpt()
+    twins.saved(model, tmp_path)
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    tensors |= {f"transformer.h.{i}.attn.bias": np.ones((1, 1, 16, 16), np.uint8) for i in range(2)}
+    tensors |= {f"transformer.h.{i}.attn.masked_bias": np.array(-1e9, np.float32) for i in range(2)}
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    again, _ = load(tmp_path)
+    assert all(np.array_equal(again[name], x) for name, x in parameters.items())
+
+
+def test_a_classifier_of_pixels_has_no_head_for_colours(tmp_path):
+    model, parameters, config = twins.huggingface_imagegpt("ForImageClassification", num_labels=5)
+    assert config.classes == 5 and not parameters["head.weight"].any()
+    twins.saved(model, tmp_path)
+    convert(tmp_path, tmp_path / "x.safetensors", "hf")
+    back = safetensors.numpy.load_file(tmp_path / "x.safetensors")
+    theirs = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    assert back.keys() - theirs.keys() == {"lm_head.weight"}
+    assert all(np.array_equal(back[name], x) for name, x in theirs.items())
+
+
 # --- dtypes, shards and memory ---------------------------------------------------------------------------------------
 
 
@@ -201,27 +223,34 @@ def test_shards_are_read_as_one(tmp_path):
 MEMORY = """
 import resource, sys
 import numpy as np
+import saccade.torch
 from saccade.models import load
-from saccade.weights import files, huggingface_clip, safe
+from saccade.weights import archives, files, huggingface_clip, safe
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 {call}
 print(peak() - before)
 """
+CALLS = {
+    "load": "load(sys.argv[1])",
+    "load a state dictionary": "load(sys.argv[1])",
+    "convert": "files.convert(sys.argv[1], sys.argv[1] + '.safetensors', 'open_clip')",
+}
 
 
-@pytest.mark.parametrize(
-    "call", ["load(sys.argv[1])", "files.convert(sys.argv[1], sys.argv[1] + '.safetensors', 'open_clip')"]
-)
-def test_a_file_and_one_tensor_fit_in_memory(call, tmp_path):
-    """Packed, transposed and widened tensors, too: more than the file and its largest tensor is never held."""
-    text = replace(clip.variant("ViT-B/32").text, width=512, depth=4)
-    config = replace(clip.variant("ViT-B/32"), text=text)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_file_and_one_tensor_fit_in_memory(name, tmp_path):
+    """Packed and transposed tensors, too: more than the file and its largest tensor is never held."""
+    whole = clip.variant("ViT-B/32")
+    config = replace(whole, image=replace(whole.image, depth=3), text=replace(whole.text, depth=2))
     parameters = drawn(config, np.float16)
     save(tmp_path / "ours.safetensors", parameters, config)
     file = convert(tmp_path / "ours.safetensors", tmp_path / "hf", "hf")
     size, largest = file.stat().st_size, max(x.nbytes for x in parameters.values())
-    program = MEMORY.format(call=call)
+    if "state" in name:
+        torch.save(safetensors.torch.load_file(file), tmp_path / "hf" / "pytorch_model.bin")
+        file.unlink()
+    program = MEMORY.format(call=CALLS[name])
     done = subprocess.run([sys.executable, "-P", "-c", program, file.parent], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= size + largest + 2**24, (int(done.stdout), size, largest)

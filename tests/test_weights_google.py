@@ -129,6 +129,16 @@ def test_half_precision_is_read_by_the_name_that_numpy_does_not_know(tmp_path):
     assert np.array_equal(parameters["embed.bias"], arrays["embedding/bias"])
 
 
+def test_other_orders_of_bytes_and_axes_are_read_as_this_machines(tmp_path):
+    arrays = image_arrays()
+    np.savez(tmp_path / "x.npz", **arrays)
+    np.savez(tmp_path / "y.npz", **{name: np.asarray(x, ">f8", order="F") for name, x in arrays.items()})
+    plain, _ = load(tmp_path / "x.npz")
+    other, _ = load(tmp_path / "y.npz")
+    assert all(other[name].dtype == np.float64 and np.array_equal(other[name], x) for name, x in plain.items())
+    assert all(x.flags.c_contiguous for x in other.values())
+
+
 @pytest.mark.parametrize("style", ["new", "stacked"])
 def test_big_visions_siglip_gives_the_numbers_that_it_gives_in_open_clip(style, tmp_path):
     from open_clip.convert import load_big_vision_weights

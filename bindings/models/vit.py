@@ -237,7 +237,8 @@ def initialize(config, seed=0):
 def resize(parameters, config, image_size, *, method="zoom"):
     """(parameters, config) for another image size: positions interpolated, all else as it was.
 
-    ``method`` is "zoom" (bilinear, corners aligned: the paper's code) or "bicubic" (torch's). NumPy parameters.
+    ``method`` is "zoom" (bilinear, corners aligned: the paper's code), "bicubic" (Hugging Face's) or "antialiased"
+    (timm's and open_clip's). NumPy parameters.
     """
     from saccade.reference.positions import interpolate_positions
 

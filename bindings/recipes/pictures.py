@@ -1,6 +1,8 @@
 """A checkpoint with what stands around it: its preprocessing, its tokenizer, the names of its classes."""
 
+import ast
 import hashlib
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -96,10 +98,23 @@ class PictureModel:
 
 
 def class_names(classes, beside):
-    """The names in Hugging Face's config.json, or numbers."""
+    """The names in Hugging Face's config.json; of 1000 classes ImageNet's, if open_clip is installed; or numbers."""
     table = beside.get("config.json", {}).get("id2label")
-    table = table if isinstance(table, dict) else {}
+    if not isinstance(table, dict):
+        table = {str(i): name for i, name in enumerate(imagenet_names())} if classes == 1000 else {}
     return [str(table.get(str(i), f"class {i}")) for i in range(classes)]
+
+
+def imagenet_names():
+    """The names of ImageNet's classes that open_clip's package carries, which is read and not imported; or none."""
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    text = (Path(spec.submodule_search_locations[0]) / "zero_shot_metadata.py").read_text()
+    for statement in ast.parse(text).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "IMAGENET_CLASSNAMES":
+            return ast.literal_eval(statement.value)
+    return []
 
 
 def preprocessing(config, beside):

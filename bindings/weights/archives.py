@@ -28,6 +28,7 @@ STORAGES = {
 MAX_PICKLE = 2**26
 MAX_DEPTH = 32
 PART = 2**22
+SMALL = 2**20
 TORCHS_ACTIVATIONS = "__torch__.torch.nn.modules.activation"
 ERRORS = (*ZIP_ERRORS, TypeError, AttributeError, RecursionError)
 
@@ -237,7 +238,7 @@ class StateDict(Source):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of old and new protocols, which it reads or refuses by itself
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+                return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             first = str(error).partition("\n")[0].partition(". ")[0]
             raise ValueError(f"{path}: a pickle of more than tensors, which is not run ({first})") from None
@@ -245,6 +246,9 @@ class StateDict(Source):
             raise ValueError(f"{path}: malformed or truncated ({str(error).partition(chr(10))[0]})") from None
 
     def read(self, name):
+        """The tensor's own memory, given away: a large one is read once, and what reads it may let it go."""
         from saccade.torch.arrays import to_numpy
 
-        return np.array(to_numpy(self._tensors[name].detach()), order="C")
+        tensor = self._tensors[name] if self._tensors[name].nbytes < SMALL else self._tensors.pop(name)
+        shared = tensor.untyped_storage().nbytes() != tensor.nbytes
+        return np.array(to_numpy(tensor), order="C", copy=shared or None)

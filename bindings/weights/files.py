@@ -34,7 +34,7 @@ def load(path, *, variant=None, dtype=None, **told):
     dtype = np.dtype(dtype)
     if dtype.name not in FLOATING:
         raise ValueError(f"saccade.models.load: {dtype=}, expected one of {', '.join(FLOATING)}")
-    return links.fill(names, layout, source.read, dict.fromkeys(layout, dtype)), config
+    return links.fill(names, layout, source, dict.fromkeys(layout, dtype)), config
 
 
 def load_palette(path):
@@ -161,7 +161,7 @@ def convert(path, out, library, *, variant=None, **told):
         target = out / file if as_folder else out
         written = tensors(theirs, config, layout)
         beside = theirs.beside(config) if as_folder else {}
-    parameters = links.fill(names, layout, source.read, parameter_dtypes(source, names, layout))
+    parameters = links.fill(names, layout, source, parameter_dtypes(source, names, layout))
     target.parent.mkdir(parents=True, exist_ok=True)
     if theirs is None:
         save(target, parameters, config)

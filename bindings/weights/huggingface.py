@@ -90,12 +90,26 @@ def _labels(config):
 
 
 def _vit_block():
+    """As on disk."""
     inside = [f"attention.attention.{name}" for name in ("query", "key", "value")]
     return {
         **norm("norm1", "layernorm_before"), **packed("attention.qkv", inside),
         **linear("attention.out", "attention.output.dense"), **norm("norm2", "layernorm_after"),
         **linear("mlp.fc1", "intermediate.dense"), **linear("mlp.fc2", "output.dense"),
     }  # fmt: skip
+
+
+def _vit_block_in_memory():
+    """As transformers 5 calls them in a state dictionary."""
+    return {
+        **norm("norm1", "layernorm_before"), **packed("attention.qkv", [f"attention.{name}_proj" for name in "qkv"]),
+        **linear("attention.out", "attention.o_proj"), **norm("norm2", "layernorm_after"),
+        **linear("mlp.fc1", "mlp.fc1"), **linear("mlp.fc2", "mlp.fc2"),
+    }  # fmt: skip
+
+
+def _in_memory(found, stem):
+    return f"{stem}layers.0.layernorm_before.weight" in found
 
 
 def _vit_stem(found):
@@ -114,8 +128,10 @@ def _vit_names(config, found=None):
         **linear("pre_logits", f"{stem}pooler.dense"),
         **linear("head", "classifier"),
     }
+    new = found is not None and _in_memory(found, stem)
+    blocks, block = (f"{stem}layers", _vit_block_in_memory()) if new else (f"{stem}encoder.layer", _vit_block())
     for i in range(config.depth):
-        links |= under(f"blocks.{i}.", f"{stem}encoder.layer.{i}.", _vit_block())
+        links |= under(f"blocks.{i}.", f"{blocks}.{i}.", block)
     return Names(links)
 
 
@@ -123,10 +139,12 @@ def _vit_sizes(found):
     stem = _vit_stem(found)
     patches = f"{stem}embeddings.patch_embeddings.projection.weight"
     patch = found.size(patches, 2)
+    inside = "layers.0.mlp.fc1" if _in_memory(found, stem) else "encoder.layer.0.intermediate.dense"
+    inside = f"{stem}{inside}.weight"
     facts = {
         "width": found.size(patches, 0), "channels": found.size(patches, 1), "patch_size": patch, "pooling": "token",
-        "depth": found.depth(rf"{stem}encoder\.layer\.(\d+)\."),
-        "hidden": found.size(f"{stem}encoder.layer.0.intermediate.dense.weight", 0), "embed_norm": False,
+        "depth": found.depth(rf"{stem}(?:encoder\.layer|layers)\.(\d+)\."), "hidden": found.size(inside, 0),
+        "embed_norm": False,
         **found.side(f"{stem}embeddings.position_embeddings", 1, 1, patch),
     }  # fmt: skip
     for name, fact in (("classifier.weight", "classes"), (f"{stem}pooler.dense.weight", "representation")):

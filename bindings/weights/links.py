@@ -5,11 +5,13 @@ the tensor to the views, writing concatenates them, so that what is read and wri
 """
 
 import difflib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
 LISTED_NEAREST = 20
+READERS = 4
 
 
 @dataclass
@@ -95,28 +97,45 @@ def common(dtypes):
     return np.dtype(np.float64 if np.dtype(np.float64) in different else np.float32)
 
 
-def fill(names, layout, read, dtypes):
-    """The parameters: each of their tensors is read once, and one at a time.
+def fill(names, layout, source, dtypes):
+    """The parameters. What lies in a file as it will lie in memory is read straight into its place, several tensors at
+    once; what is turned, widened or in a container passes through an array of its own, one tensor at a time.
 
     Args:
         names: the ``Names``.
         layout: our names and shapes.
-        read: their name -> array.
+        source: a ``Source``.
         dtypes: our name -> dtype.
     """
     parameters = {name: np.zeros(layout[name][0], dtypes[name]) for name in names.zeros}
+    straight, others = [], []
     for theirs, parts in names.links.items():
-        tensor, start = read(theirs), 0
+        (ours, view), alone = parts[0], len(parts) == 1
+        if alone and source.read_into is not None and source.dtypes[theirs] == dtypes[ours]:
+            target = view(_place(parameters, ours, layout, dtypes))
+            if target.flags.c_contiguous:
+                straight.append((theirs, target))
+                continue
+        others.append((theirs, parts))
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(lambda pair: source.read_into(*pair), straight))
+    for theirs, parts in others:
+        tensor, start = source.read(theirs), 0
         for ours, view in parts:
             if view is whole and len(parts) == 1 and tensor.dtype == dtypes[ours]:
                 parameters[ours] = tensor
                 continue
-            if ours not in parameters:
-                parameters[ours] = np.empty(layout[ours][0], dtypes[ours])
-            target = view(parameters[ours])
+            target = view(_place(parameters, ours, layout, dtypes))
             target[...] = tensor if len(parts) == 1 else tensor[start : start + len(target)]
             start += len(target) if len(parts) > 1 else 0
     return {name: parameters[name] for name in layout}
+
+
+def _place(parameters, name, layout, dtypes):
+    """The parameter of that name, made when it is first asked for."""
+    if name not in parameters:
+        parameters[name] = np.empty(layout[name][0], dtypes[name])
+    return parameters[name]
 
 
 def joined(names, parameters, theirs):

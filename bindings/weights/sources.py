@@ -14,6 +14,7 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 IN_A_FOLDER = (
     "model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors", "pytorch_model.bin",
-    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin",
 )  # fmt: skip
 # What zipfile, zlib and NumPy were seen to raise over mutated archives, and what they are said to.
 ZIP_ERRORS = (
@@ -41,6 +42,7 @@ class Source:
     """
 
     exact_gelu = None  # of an archive with modules in it: whether theirs is torch's own
+    read_into: Any = None  # (name, array): reads straight into an array, where a format allows it
 
     def __init__(self, where, entries, metadata=None):
         self.where = str(where)
@@ -62,12 +64,12 @@ def malformed(where, *errors):
         raise ValueError(f"{where}: malformed or truncated ({type(error).__name__}: {error})") from None
 
 
-def read_array(file, start, shape, dtype, where):
-    """Numbers from a place in a file, into an array of their own."""
-    x = np.empty(shape, dtype)
-    file.seek(start)
-    if x.size and file.readinto(memoryview(x.reshape(-1).view(np.uint8))) != x.nbytes:
-        raise ValueError(f"{where}: truncated")
+def read_array(path, start, x):
+    """Fill a contiguous array from a place in a file."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        if x.size and file.readinto(memoryview(x.reshape(-1).view(np.uint8))) != x.nbytes:
+            raise ValueError(f"{path}: truncated")
     return x
 
 
@@ -87,6 +89,9 @@ class Shards(Source):
         if absent:
             raise ValueError(f"{index}: {', '.join(absent)} not in the files that it names")
         super().__init__(index, {name: (s.shapes[name], s.dtypes[name]) for name, s in self._of.items()})
+
+        if all(source.read_into is not None for source in self._files.values()):
+            self.read_into = lambda name, x: self._of[name].read_into(name, x)
 
     def read(self, name):
         return self._of[name].read(name)
@@ -120,7 +125,8 @@ class Npz(Source):
 
 
 def _numbers(x):
-    """bfloat16, which NumPy's format knows only as two bytes, by its name."""
+    """In this machine's order of bytes and of axes; bfloat16, which NumPy's format knows only as two bytes, by name."""
+    x = np.asarray(x, x.dtype.newbyteorder("="), order="C")
     return x.view(ml_dtypes.bfloat16) if x.dtype == "V2" else x
 
 
@@ -134,7 +140,7 @@ def _npy_header(file):
         raise ValueError("an array of Python objects, which only a pickle could fill")
     if dtype.kind not in "fiub" and dtype != "V2":
         raise ValueError(f"an array of {dtype}")
-    return shape, np.dtype(ml_dtypes.bfloat16) if dtype == "V2" else dtype
+    return shape, np.dtype(ml_dtypes.bfloat16) if dtype == "V2" else dtype.newbyteorder("=")
 
 
 def read_json(path):
