@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 import torch
 from support import assert_kernel_passes, kernels_of
-from triton_cases import ATTENTION, CROSS_ENTROPY, TENSORS, check_far_keys
+from triton_cases import ATTENTION, CASES, CROSS_ENTROPY, TENSORS, check_far_keys
 
 import saccade
-from saccade.kernels.triton import attention, losses
+from saccade.families import family_of
+from saccade.kernels.triton import attention, layers, losses
 from saccade.testing import Claims, check, gate
 from saccade.testing.frameworks import Framework, adapted
 from saccade.testing.peers import PEERS, peer
 
-ATTENTION_KERNELS = adapted(attention, Framework("torch", "cuda"))
-LOSS_KERNELS = adapted(losses, Framework("torch", "cuda"))
+KERNELS = {
+    family: adapted(module, Framework("torch", "cuda"))
+    for family, module in {"attention": attention, "layers": layers, "losses": losses}.items()
+}
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,14 +56,21 @@ def test_claims_of_gpu_peers_let_them_be_called(name):
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention_matches_the_reference_where_it_is_awkward(name):
     arguments, options = ATTENTION[name]()
-    judged = gate.assert_right("attention", ATTENTION_KERNELS, arguments, options)
+    judged = gate.assert_right("attention", KERNELS["attention"], arguments, options)
     assert gate.verdict(judged) == "PASS"
 
 
 @pytest.mark.parametrize("name", CROSS_ENTROPY)
 def test_cross_entropy_matches_the_reference_where_it_is_awkward(name):
     arguments, options = CROSS_ENTROPY[name]()
-    judged = gate.assert_right("softmax_cross_entropy", LOSS_KERNELS, arguments, options)
+    judged = gate.assert_right("softmax_cross_entropy", KERNELS["losses"], arguments, options)
+    assert gate.verdict(judged) == "PASS"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_match_the_reference_where_it_is_awkward(name):
+    operation = name.split(",")[0]
+    judged = gate.assert_right(operation, KERNELS[family_of(operation)], *CASES[name]())
     assert gate.verdict(judged) == "PASS"
 
 

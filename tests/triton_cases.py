@@ -84,6 +84,40 @@ CROSS_ENTROPY = {
 }
 
 
+def _arrays(dtype, *shapes, **options):
+    """A maker of normal numbers; options that are shapes become arrays, too."""
+
+    def make():
+        rng = np.random.default_rng(len(shapes))
+        arguments = tuple(None if one is None else rng.standard_normal(one).astype(dtype) for one in shapes)
+        drawn = {name: rng.standard_normal(x).astype(dtype) for name, x in options.items() if isinstance(x, tuple)}
+        return arguments, {**options, **drawn}
+
+    return make
+
+
+# the operation, then what is awkward about it
+CASES = {
+    "layer_norm, a tile of rows and one": _arrays(BF16, (17, 197), (197,), (197,)),
+    "layer_norm, rows a number longer than a tile's": _arrays(F16, (3, 1025), (1025,), (1025,), residual=(3, 1025)),
+    "layer_norm, one number a row": _arrays(F32, (5, 1), (1,), None, residual=(5, 1), eps=0.1),
+    "layer_norm, an eps that float32 rounds": _arrays(F64, (2, 3, 72), (72,), None, eps=0.1),
+    "layer_norm, the longest rows": _arrays(F32, (2, 16384), (16384,), (16384,)),
+    "layer_norm, no rows": _arrays(F32, (0, 8), (8,), (8,), residual=(0, 8)),
+    "rms_norm, a tile of rows less one": _arrays(BF16, (15, 72), (72,)),
+    "rms_norm, rows a number longer than a tile's": _arrays(F32, (5, 257), (257,), residual=(5, 257)),
+    "rms_norm, no rows": _arrays(F64, (0, 8), (8,), residual=(0, 8)),
+    "gelu, a block and one": _arrays(BF16, (5, 205), kind="erf"),
+    "gelu, a block less one": _arrays(F16, (3, 341), kind="tanh"),
+    "gelu, less than a block": _arrays(BF16, (3, 7), kind="sigmoid"),
+    "gelu, one number": _arrays(F64, (1,), kind="tanh"),
+    "gelu, nothing": _arrays(F32, (0, 7), kind="erf"),
+    "l2_normalize, rows a number longer than a tile's": _arrays(BF16, (3, 1025)),
+    "l2_normalize, rows shorter than eps": _arrays(F32, (17, 3), eps=2.0),
+    "l2_normalize, no rows": _arrays(F16, (0, 3)),
+}
+
+
 def check_far_keys(module, device):
     """Keys so far apart that the offset of the last, but no stride, exceeds 2³¹; most of the 4 GB are never touched."""
     far = torch.empty(2**31 + 128, dtype=torch.float16, device=device).as_strided((1, 1, 33, 8), (0, 0, 2**26, 1))
