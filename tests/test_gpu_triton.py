@@ -84,6 +84,37 @@ def test_results_have_the_same_bits_every_time_and_whatever_else_is_in_the_batch
     assert all(torch.equal(a, b[1:2]) for a, b in zip(alone, whole, strict=True))
 
 
+@pytest.mark.parametrize("operation", ["layer_norm", "clip_loss", "siglip_loss", "linear_cross_entropy"])
+def test_gradients_have_the_same_bits_every_time(operation):
+    generator = torch.Generator("cuda").manual_seed(0)
+    one, two = torch.randn(2, 3000, 192, device="cuda", generator=generator).bfloat16() / 8
+    labels = torch.randint(0, 3000, (3000,), device="cuda", generator=generator)
+    factor = torch.tensor(10.0, device="cuda")
+    arguments = {
+        "layer_norm": (one, two[0], two[1]), "clip_loss": (one, two, factor),
+        "siglip_loss": (one, two, factor, -factor), "linear_cross_entropy": (one, two, labels),
+    }[operation]  # fmt: skip
+    module = layers if operation == "layer_norm" else losses
+
+    def results():
+        out, saved = getattr(module, f"{operation}_forward")(*arguments)
+        return out, *getattr(module, f"{operation}_backward")(saved, torch.ones_like(out))
+
+    first = results()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, results(), strict=True) if a is not None)
+
+
+def test_contrastive_losses_store_no_square():
+    n = 16384  # n² bfloat16 numbers would be 512 MB
+    images, texts = torch.randn(2, n, 64, device="cuda", dtype=torch.bfloat16) / 8
+    images.requires_grad_(), texts.requires_grad_()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    saccade.clip_loss(images, texts, torch.tensor(14.3, device="cuda")).backward()
+    assert torch.cuda.max_memory_allocated() - before < 200 << 20
+
+
 def test_offsets_beyond_2_to_the_31_are_reached():
     check_far_keys(attention, "cuda")
 

@@ -13,7 +13,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from saccade.kernels.triton import attention, layers, losses
+from saccade.kernels.triton import attention, layers, losses, pairs, products
 from saccade.kernels.triton.memory import INTERPRETED
 
 # What a program may have: shared memory in bytes (NVIDIA's CUDA guide, AMD's ISA manual), 255 registers on NVIDIA.
@@ -23,13 +23,17 @@ TARGETS = {
     "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
 }
-# The kernels that are launched, by what calls them.
+# The kernels that are launched, by the first word of what calls them.
 KERNELS = {
-    "attention": (attention, ("_forward", "_backward_queries", "_backward_keys")),
-    "cross entropy": (losses, ("_cross_entropy_rows", "_cross_entropy_rows_backward")),
-    "norm": (layers, ("_norm_rows", "_norm_rows_backward")),
-    "gelu": (layers, ("_gelu", "_gelu_backward")),
-    "l2": (layers, ("_l2_rows", "_l2_rows_backward")),
+    "attention": {attention: ("_forward", "_backward_queries", "_backward_keys")},
+    "softmax": {losses: ("_cross_entropy_rows", "_cross_entropy_rows_backward")},
+    "sigmoid": {losses: ("_sigmoid_rows", "_sigmoid_rows_backward")},
+    "clip": {pairs: ("_own_products", "_statistics", "_logit_gradients"), products: ("_multiply",)},
+    "siglip": {pairs: ("_softplus_sums", "_logit_gradients"), products: ("_multiply",)},
+    "linear": {pairs: ("_own_products", "_statistics", "_logit_gradients"), products: ("_multiply",)},
+    "norm": {layers: ("_norm_rows", "_norm_rows_backward")},
+    "gelu": {layers: ("_gelu", "_gelu_backward")},
+    "l2": {layers: ("_l2_rows", "_l2_rows_backward")},
 }
 
 
@@ -59,9 +63,8 @@ class Recorder:
 def compiled(monkeypatch):
     """Compiles instead of launching for a target: kernels by name, filled as the public functions are called."""
     found = {}
-    for module, names in KERNELS.values():
-        for name in names:
-            monkeypatch.setattr(module, name, Recorder(getattr(module, name), found))
+    for module, name in {(home, name) for one in KERNELS.values() for home in one for name in one[home]}:
+        monkeypatch.setattr(module, name, Recorder(getattr(module, name), found))
     return found
 
 
@@ -85,6 +88,13 @@ def loss_kernels(dtype, k, soft=False):
     losses.softmax_cross_entropy_backward(saved, loss)
 
 
+def sigmoid_kernels(dtype):
+    """Forward and backward of sigmoid_cross_entropy."""
+    logits = torch.zeros(5, 1000, dtype=dtype)
+    loss, saved = losses.sigmoid_cross_entropy_forward(logits, logits)
+    losses.sigmoid_cross_entropy_backward(saved, loss)
+
+
 def norm_kernels(dtype, e, residual=False, name="layer_norm"):
     """Forward and backward of a norm."""
     x, scale = torch.zeros(5, e, dtype=dtype), torch.zeros(e, dtype=dtype)
@@ -99,6 +109,18 @@ def elementwise_kernels(dtype, name, **options):
     getattr(layers, f"{name}_backward")(saved, out)
 
 
+def product_kernels(operation, dtype, n=300, k=300, e=512, **options):
+    """Forward and backward of a loss whose logits are products."""
+    arguments = [torch.zeros(n, e, dtype=dtype), torch.zeros(k, e, dtype=dtype)]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    if operation == "linear_cross_entropy":
+        arguments.append(torch.zeros(n, dtype=torch.int64))
+    else:
+        arguments += [torch.ones((), dtype=wide)] * (2 if operation == "siglip_loss" else 1)
+    loss, saved = getattr(losses, f"{operation}_forward")(*arguments, **options)
+    getattr(losses, f"{operation}_backward")(saved, loss)
+
+
 CALLS = {
     "attention bf16 64": functools.partial(attention_kernels, torch.bfloat16, 64, causal=True),
     "attention bf16 72, all options": functools.partial(attention_kernels, torch.bfloat16, 72, extras=True),
@@ -106,8 +128,21 @@ CALLS = {
     "attention f32 128": functools.partial(attention_kernels, torch.float32, 128, causal=True),
     "attention f32, the longest rows": functools.partial(attention_kernels, torch.float32, 512),
     "attention f64 72": functools.partial(attention_kernels, torch.float64, 72),
-    "cross entropy bf16": functools.partial(loss_kernels, torch.bfloat16, 1000),
-    "cross entropy f64, soft": functools.partial(loss_kernels, torch.float64, 1000, soft=True),
+    "softmax bf16": functools.partial(loss_kernels, torch.bfloat16, 1000),
+    "softmax f64, soft": functools.partial(loss_kernels, torch.float64, 1000, soft=True),
+    "sigmoid bf16": functools.partial(sigmoid_kernels, torch.bfloat16),
+    "sigmoid f64": functools.partial(sigmoid_kernels, torch.float64),
+    "clip bf16": functools.partial(product_kernels, "clip_loss", torch.bfloat16),
+    "clip f16": functools.partial(product_kernels, "clip_loss", torch.float16),
+    "clip f32": functools.partial(product_kernels, "clip_loss", torch.float32),
+    "clip f64": functools.partial(product_kernels, "clip_loss", torch.float64),
+    "siglip bf16": functools.partial(product_kernels, "siglip_loss", torch.bfloat16),
+    "siglip f32": functools.partial(product_kernels, "siglip_loss", torch.float32),
+    "linear bf16, smoothed": functools.partial(
+        product_kernels, "linear_cross_entropy", torch.bfloat16, k=512, label_smoothing=0.1, reduction="none"
+    ),
+    "linear f16": functools.partial(product_kernels, "linear_cross_entropy", torch.float16, k=512),
+    "linear f32": functools.partial(product_kernels, "linear_cross_entropy", torch.float32, k=512),
     "norm bf16 768, residual": functools.partial(norm_kernels, torch.bfloat16, 768, residual=True),
     "norm f16 1152": functools.partial(norm_kernels, torch.float16, 1152),
     "norm f32, the longest rows": functools.partial(norm_kernels, torch.float32, 16384, residual=True),
@@ -124,7 +159,9 @@ CALLS = {
 COMPILED = [(call, "sm_90") for call in CALLS if "longest" not in call]
 COMPILED += [("attention bf16 72, all options", target) for target in ("sm_80", "sm_100", "gfx942")]
 COMPILED += [("attention f32, the longest rows", "sm_80"), ("attention f16 128", "sm_100")]
-COMPILED += [("attention f64 72", "gfx942"), ("cross entropy bf16", "gfx942")]
+COMPILED += [("attention f64 72", "gfx942"), ("softmax bf16", "gfx942")]
+COMPILED += [("clip bf16", target) for target in ("sm_80", "sm_100", "gfx942")]
+COMPILED += [("clip f32", "sm_80"), ("clip f64", "gfx942"), ("linear f32", "gfx942")]
 COMPILED += [("norm f32, the longest rows", target) for target in TARGETS]
 COMPILED += [("gelu bf16, erf", "gfx942"), ("l2 f64", "gfx942"), ("norm bf16 768, residual", "sm_100")]
 
@@ -144,8 +181,7 @@ def test_kernels_compile_and_fit(call, target, compiled, monkeypatch, tmp_path):
     gpu, most_shared = TARGETS[target]
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target))
     CALLS[call]()
-    _, names = next(one for called, one in KERNELS.items() if call.startswith(called))
-    assert compiled.keys() == set(names)
+    assert compiled.keys() == {name for names in KERNELS[call.split()[0]].values() for name in names}
     for name, kernel in compiled.items():
         assert kernel.metadata.shared <= most_shared, (name, kernel.metadata.shared)
         if gpu.backend == "hip":

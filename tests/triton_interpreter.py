@@ -16,7 +16,7 @@ from test_torch_ops import CASES as PUBLIC_CASES, cast, through_torch
 from triton_cases import ATTENTION, CASES, CROSS_ENTROPY, TENSORS, check_far_keys
 
 from saccade.families import family_of
-from saccade.kernels.triton import attention, layers, losses
+from saccade.kernels.triton import attention, layers, losses, pairs, products
 from saccade.kernels.triton.memory import INTERPRETED
 from saccade.testing import gate
 from saccade.testing.frameworks import Framework, adapted
@@ -90,13 +90,87 @@ def test_parts_of_many_rows_add_up(monkeypatch):
     gate.assert_right("rms_norm", KERNELS["layers"], (x, scale))
 
 
+PRODUCTS = ("clip_loss, a tile and one", "clip_loss, a tile less one", "siglip_loss, a tile and one")
+PRODUCTS += ("linear_cross_entropy, a tile and one", "linear_cross_entropy, smoothed")
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_panels_and_parts_of_products_add_up(name, monkeypatch):
+    """A panel is a tile of rows, sums are taken in two parts: several of each, the last of them not whole."""
+    monkeypatch.setattr(pairs, "STATISTICS_BYTES", 0)
+    monkeypatch.setattr(pairs, "PANEL_BYTES", 0)
+    monkeypatch.setattr(products, "SHORTEST", 64)
+    operation = name.split(",")[0]
+    gate.assert_right(operation, KERNELS["losses"], *CASES[name]())
+
+
+@pytest.mark.parametrize("depth", [3, 130])
+def test_products_are_added_to_a_total(depth, monkeypatch):
+    monkeypatch.setattr(products, "SHORTEST", 64)
+    rng = np.random.default_rng(0)
+    a, b, total = (torch.from_numpy(rng.integers(-9, 9, shape).astype(np.float32)) for shape in
+                   ((70, depth), (depth, 5), (70, 5)))  # fmt: skip
+    expected = a @ b + total
+    assert products.multiply(a, b, total) is total and torch.equal(total, expected)
+    assert torch.equal(products.multiply(a.T.contiguous().T, b), a @ b)
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_the_rounded_sum_is_what_is_normalised(name):
+    generator = torch.Generator().manual_seed(0)
+    x, residual, scale = (torch.randn(s, generator=generator).half() for s in ((5, 40), (5, 40), (40,)))
+    out, total = getattr(layers, name)(x, scale, residual=residual)
+    assert torch.equal(total, x + residual) and torch.equal(out, getattr(layers, name)(total, scale))
+
+
+def test_panels_are_as_long_as_memory_allows():
+    assert pairs.panels(1000, 10, 5000, 64) == [slice(0, 448), slice(448, 896), slice(896, 1000)]
+    assert pairs.panels(0, 10, 5000, 64) == []
+
+
 @pytest.mark.parametrize("label", [-1, 5, 2**40])
-def test_a_bad_label_gives_nan_for_its_row_alone(label):
-    logits = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 5)))
-    loss, saved = losses.softmax_cross_entropy_forward(logits, torch.tensor([0, label, 4]), reduction="none")
-    (grad,) = losses.softmax_cross_entropy_backward(saved, torch.ones(3, dtype=torch.float64))
+@pytest.mark.parametrize("operation", ["softmax_cross_entropy", "linear_cross_entropy"])
+def test_a_bad_label_gives_nan_for_its_row_alone(operation, label):
+    rng = np.random.default_rng(0)
+    arrays = [torch.from_numpy(rng.standard_normal(shape)) for shape in ((3, 5), (5, 5))]
+    given = arrays[:1] if operation == "softmax_cross_entropy" else arrays
+    labels = torch.tensor([0, label, 4])
+    loss, saved = getattr(losses, f"{operation}_forward")(*given, labels, reduction="none")
+    grad = getattr(losses, f"{operation}_backward")(saved, torch.ones(3, dtype=torch.float64))[0]
     assert torch.isnan(loss).tolist() == [False, True, False]
     assert torch.isnan(grad).all(1).tolist() == torch.isnan(grad).any(1).tolist() == [False, True, False]
+
+
+def test_empty_batches_have_no_mean():
+    none, one = torch.zeros(0, 4), torch.ones(())
+    for operation, arguments in {
+        "clip_loss": (none, none, one),
+        "siglip_loss": (none, none, one, one),
+        "linear_cross_entropy": (none, torch.ones(5, 4), torch.zeros(0, dtype=torch.int64)),
+        "sigmoid_cross_entropy": (none, none),
+    }.items():
+        loss, saved = getattr(losses, f"{operation}_forward")(*arguments)
+        assert loss.shape == () and torch.isnan(loss)
+        assert getattr(losses, f"{operation}_backward")(saved, one)[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("scale", [5, 15, 60])
+def test_rows_that_are_all_but_certain_keep_their_digits(scale):
+    """As numba's: an error of u in a logit is one of u in every weight, and u <= scale 2⁻²³."""
+    rng = np.random.default_rng(0)
+    images = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((64, 128))).float())
+    noise = torch.from_numpy(rng.standard_normal((64, 128))).float()
+    texts, factor = torch.nn.functional.normalize(images + noise * 0.01), torch.tensor(float(scale))
+    bound = max(16, scale) * 2.0**-23 * 4
+    for operation, arguments in {
+        "clip_loss": (images, texts, factor),
+        "linear_cross_entropy": (images, texts * factor, torch.arange(64)),
+    }.items():
+        loss, saved = getattr(losses, f"{operation}_forward")(*arguments)
+        actual = loss, *getattr(losses, f"{operation}_backward")(saved, torch.ones(()))
+        true = gate.truth(operation, [x.numpy() for x in arguments], {}, (np.float32(1),))
+        for one, exact in zip(actual, (*true[0], *true[1]), strict=True):
+            assert np.abs(one.numpy() - exact).max() < bound * np.abs(exact).max(), operation
 
 
 @given(st.sampled_from([torch.float32, torch.float64]), st.integers(0, 5))
