@@ -8,14 +8,15 @@ from triton_cases import ATTENTION, CASES, CROSS_ENTROPY, TENSORS, check_far_key
 
 import saccade
 from saccade.families import family_of
-from saccade.kernels.triton import attention, layers, losses
+from saccade.kernels.numba import palette as exact_palette
+from saccade.kernels.triton import attention, layers, losses, palette, patches
 from saccade.testing import Claims, check, gate
 from saccade.testing.frameworks import Framework, adapted
 from saccade.testing.peers import PEERS, peer
 
 KERNELS = {
     family: adapted(module, Framework("torch", "cuda"))
-    for family, module in {"attention": attention, "layers": layers, "losses": losses}.items()
+    for family, module in (("attention", attention), ("layers", layers), ("losses", losses), ("patches", patches))
 }
 
 pytestmark = [
@@ -103,6 +104,19 @@ def test_gradients_have_the_same_bits_every_time(operation):
     first = results()
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(first, results(), strict=True) if a is not None)
+
+
+def test_a_step_over_every_color_is_exact():
+    codes = torch.arange(1 << 24, device="cuda", dtype=torch.int32)
+    colors = torch.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1).to(torch.uint8)
+    centers = torch.randint(0, 255 * 4096 + 1, (512, 3), device="cuda", dtype=torch.int32)
+    assignment = palette.assign(colors, centers)
+    on_host = [x.cpu().numpy() for x in (colors, centers)]
+    expected = exact_palette.assign(*on_host)
+    assert np.array_equal(assignment.cpu().numpy(), expected)
+    moved = palette.update(colors, torch.ones_like(codes, dtype=torch.int64), assignment, centers)
+    truth = exact_palette.update(on_host[0], np.ones(1 << 24, np.int64), expected, on_host[1])
+    assert np.array_equal(moved.cpu().numpy(), truth)
 
 
 def test_contrastive_losses_store_no_square():

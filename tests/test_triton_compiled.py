@@ -13,7 +13,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from saccade.kernels.triton import attention, layers, losses, pairs, products
+from saccade.kernels.triton import attention, layers, losses, pairs, palette, patches, products
 from saccade.kernels.triton.memory import INTERPRETED
 
 # What a program may have: shared memory in bytes (NVIDIA's CUDA guide, AMD's ISA manual), 255 registers on NVIDIA.
@@ -26,6 +26,7 @@ TARGETS = {
 # The kernels that are launched, by the first word of what calls them.
 KERNELS = {
     "attention": {attention: ("_forward", "_backward_queries", "_backward_keys")},
+    "qkv": {attention: ("_forward", "_backward_queries", "_backward_keys")},
     "softmax": {losses: ("_cross_entropy_rows", "_cross_entropy_rows_backward")},
     "sigmoid": {losses: ("_sigmoid_rows", "_sigmoid_rows_backward")},
     "clip": {pairs: ("_own_products", "_statistics", "_logit_gradients"), products: ("_multiply",)},
@@ -33,6 +34,9 @@ KERNELS = {
     "linear": {pairs: ("_own_products", "_statistics", "_logit_gradients"), products: ("_multiply",)},
     "norm": {layers: ("_norm_rows", "_norm_rows_backward")},
     "gelu": {layers: ("_gelu", "_gelu_backward")},
+    "patches": {patches: ("_project", "_project_backward_weight", "_project_backward_images")},
+    "patches,": {patches: ("_project", "_project_backward_weight")},
+    "palette": {palette: ("_assign", "_update")},
     "l2": {layers: ("_l2_rows", "_l2_rows_backward")},
 }
 
@@ -121,6 +125,25 @@ def product_kernels(operation, dtype, n=300, k=300, e=512, **options):
     getattr(losses, f"{operation}_backward")(saved, loss)
 
 
+def qkv_kernels(dtype, d):
+    """Forward and backward of qkv_attention."""
+    out, saved = attention.qkv_attention_forward(torch.zeros(2, 65, 3, 3, d, dtype=dtype))
+    attention.qkv_attention_backward(saved, out)
+
+
+def patch_kernels(dtype, p=16, images=torch.uint8):
+    """Forward and backward of patch_embed."""
+    pictures, weight = torch.zeros(2, 4 * p, 4 * p, 3, dtype=images), torch.zeros(768, 3, p, p, dtype=dtype)
+    out, saved = patches.patch_embed_forward(pictures, weight, weight[:, 0, 0, 0], mean=(0.5,) * 3, std=(0.5,) * 3)
+    patches.patch_embed_backward(saved, out)
+
+
+def palette_kernels():
+    """Both steps of Lloyd's algorithm."""
+    colors, centers = torch.zeros(5, 3, dtype=torch.uint8), torch.zeros(512, 3, dtype=torch.int32)
+    palette.update(colors, torch.ones(5, dtype=torch.int64), palette.assign(colors, centers), centers)
+
+
 CALLS = {
     "attention bf16 64": functools.partial(attention_kernels, torch.bfloat16, 64, causal=True),
     "attention bf16 72, all options": functools.partial(attention_kernels, torch.bfloat16, 72, extras=True),
@@ -130,6 +153,13 @@ CALLS = {
     "attention f64 72": functools.partial(attention_kernels, torch.float64, 72),
     "softmax bf16": functools.partial(loss_kernels, torch.bfloat16, 1000),
     "softmax f64, soft": functools.partial(loss_kernels, torch.float64, 1000, soft=True),
+    "qkv bf16 64": functools.partial(qkv_kernels, torch.bfloat16, 64),
+    "patches, bf16": functools.partial(patch_kernels, torch.bfloat16),
+    "patches, f32 14": functools.partial(patch_kernels, torch.float32, 14),
+    "patches f16 from f16": functools.partial(patch_kernels, torch.float16, images=torch.float16),
+    "patches f32 from f32": functools.partial(patch_kernels, torch.float32, images=torch.float32),
+    "patches f64 from f64": functools.partial(patch_kernels, torch.float64, images=torch.float64),
+    "palette": palette_kernels,
     "sigmoid bf16": functools.partial(sigmoid_kernels, torch.bfloat16),
     "sigmoid f64": functools.partial(sigmoid_kernels, torch.float64),
     "clip bf16": functools.partial(product_kernels, "clip_loss", torch.bfloat16),
@@ -162,6 +192,8 @@ COMPILED += [("attention f32, the longest rows", "sm_80"), ("attention f16 128",
 COMPILED += [("attention f64 72", "gfx942"), ("softmax bf16", "gfx942")]
 COMPILED += [("clip bf16", target) for target in ("sm_80", "sm_100", "gfx942")]
 COMPILED += [("clip f32", "sm_80"), ("clip f64", "gfx942"), ("linear f32", "gfx942")]
+COMPILED += [("patches f16 from f16", target) for target in ("sm_80", "sm_100", "gfx942")]
+COMPILED += [("patches f64 from f64", "gfx942"), ("palette", "sm_80"), ("palette", "gfx942")]
 COMPILED += [("norm f32, the longest rows", target) for target in TARGETS]
 COMPILED += [("gelu bf16, erf", "gfx942"), ("l2 f64", "gfx942"), ("norm bf16 768, residual", "sm_100")]
 

@@ -96,7 +96,23 @@ def _arrays(dtype, *shapes, **options):
     return make
 
 
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
 # the operation, then what is awkward about it
+def _pictures(dtype, b, grid, p, c, e, uint8=True, bias=True, **options):
+    """Images of so many patches down and across, a weight and a bias."""
+
+    def make():
+        rng = np.random.default_rng([b, *grid, p])
+        shape = b, grid[0] * p, grid[1] * p, c
+        images = rng.integers(0, 256, shape).astype(np.uint8) if uint8 else rng.standard_normal(shape).astype(dtype)
+        weight = rng.standard_normal((e, c, p, p)).astype(dtype)
+        return (images, weight, rng.standard_normal(e).astype(dtype) if bias else None), options
+
+    return make
+
+
 def _pairs(dtype, n, e, *factors, similar=False):
     """Embeddings of n pairs and the factors as arrays, or as numbers if they are None's; ``similar``: all but equal."""
 
@@ -143,6 +159,14 @@ CASES = {
     "l2_normalize, rows a number longer than a tile's": _arrays(BF16, (3, 1025)),
     "l2_normalize, rows shorter than eps": _arrays(F32, (17, 3), eps=2.0),
     "l2_normalize, no rows": _arrays(F16, (0, 3)),
+    "qkv_attention, a block and one": _arrays(F16, (2, 65, 3, 2, 72), causal=True),
+    "qkv_attention, no tokens": _arrays(F32, (2, 0, 3, 2, 8)),
+    "patch_embed, a tile and one": _pictures(F16, 3, (43, 1), 2, 3, 129, **IMAGENET),
+    "patch_embed, a tile less one": _pictures(F32, 1, (7, 9), 3, 4, 63, uint8=False, mean=(0.1, 0.2, 0.3, 0.4)),
+    "patch_embed, numbers that float32 rounds": _pictures(F64, 2, (3, 5), 4, 3, 37, bias=False, **IMAGENET),
+    "patch_embed, floating point that is normalised": _pictures(F64, 2, (3, 5), 4, 3, 37, uint8=False, **IMAGENET),
+    "patch_embed, one pixel a patch": _pictures(F32, 2, (5, 13), 1, 1, 5, uint8=False, bias=False),
+    "patch_embed, no images": _pictures(F32, 0, (2, 2), 2, 3, 5),
     "sigmoid_cross_entropy, a block and one": _arrays(F16, (3, 1025), (3, 1025), reduction="none"),
     "sigmoid_cross_entropy, no rows": _arrays(F32, (0, 5), (0, 5), reduction="sum"),
     "clip_loss, a tile and one": _pairs(F16, 129, 72, _number(14.3)),

@@ -16,15 +16,16 @@ from test_torch_ops import CASES as PUBLIC_CASES, cast, through_torch
 from triton_cases import ATTENTION, CASES, CROSS_ENTROPY, TENSORS, check_far_keys
 
 from saccade.families import family_of
-from saccade.kernels.triton import attention, layers, losses, pairs, products
+from saccade.kernels.triton import attention, layers, losses, pairs, palette, patches, products
 from saccade.kernels.triton.memory import INTERPRETED
+from saccade.reference import palette as exact_palette
 from saccade.testing import gate
 from saccade.testing.frameworks import Framework, adapted
 from saccade.torch.arrays import BACKENDS
 
 KERNELS = {
     family: adapted(module, Framework("torch", "cpu"))
-    for family, module in {"attention": attention, "layers": layers, "losses": losses}.items()
+    for family, module in (("attention", attention), ("layers", layers), ("losses", losses), ("patches", patches))
 }
 
 SECONDS = {"attention": 12.0, "softmax_cross_entropy": 6.0}  # of drawn inputs; each law sees one at least
@@ -91,7 +92,7 @@ def test_parts_of_many_rows_add_up(monkeypatch):
 
 
 PRODUCTS = ("clip_loss, a tile and one", "clip_loss, a tile less one", "siglip_loss, a tile and one")
-PRODUCTS += ("linear_cross_entropy, a tile and one", "linear_cross_entropy, smoothed")
+PRODUCTS += ("linear_cross_entropy, a tile and one", "linear_cross_entropy, smoothed", "patch_embed, a tile and one")
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -101,7 +102,7 @@ def test_panels_and_parts_of_products_add_up(name, monkeypatch):
     monkeypatch.setattr(pairs, "PANEL_BYTES", 0)
     monkeypatch.setattr(products, "SHORTEST", 64)
     operation = name.split(",")[0]
-    gate.assert_right(operation, KERNELS["losses"], *CASES[name]())
+    gate.assert_right(operation, KERNELS[family_of(operation)], *CASES[name]())
 
 
 @pytest.mark.parametrize("depth", [3, 130])
@@ -121,6 +122,17 @@ def test_the_rounded_sum_is_what_is_normalised(name):
     x, residual, scale = (torch.randn(s, generator=generator).half() for s in ((5, 40), (5, 40), (40,)))
     out, total = getattr(layers, name)(x, scale, residual=residual)
     assert torch.equal(total, x + residual) and torch.equal(out, getattr(layers, name)(total, scale))
+
+
+def test_a_palettes_sums_exceed_32_bits_and_a_block():
+    rng = np.random.default_rng(0)
+    colors, counts = rng.integers(0, 256, (1500, 3)).astype(np.uint8), rng.integers(2**30, 2**31, 1500)
+    centers = rng.integers(0, 255 * 4096 + 1, (5, 3)).astype(np.int32)
+    expected = exact_palette.assign(colors, centers)
+    found = palette.assign(torch.from_numpy(colors), torch.from_numpy(centers))
+    assert np.array_equal(found.numpy(), expected)
+    moved = palette.update(*map(torch.from_numpy, (colors, counts)), found, torch.from_numpy(centers))
+    assert np.array_equal(moved.numpy(), exact_palette.update(colors, counts, expected, centers))
 
 
 def test_panels_are_as_long_as_memory_allows():

@@ -15,12 +15,14 @@ hundreds has no digits left for them. Its own logit is left out of sums and adde
 expm1(−LOSS): both keep their digits where a row is all but certain.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from saccade.kernels.triton.memory import FUSION, core_dtype, describe, load_tile, load_vector, store_tile, types
-from saccade.kernels.triton.products import multiply, tile_at, tile_of_product, tiles_of
+from saccade.kernels.triton.products import multiply, tile_at, tile_of_product, tiles_of, transposed
 
 # Bytes of partial statistics, and of a panel of gradients of logits.
 STATISTICS_BYTES = 32 << 20
@@ -52,13 +54,12 @@ def own_products(a, b, labels):
     return own
 
 
-def statistics(a, b, scale, own, labels=None, columns=False):
+def statistics(a, b, scale, own, labels=None, columns=False) -> Any:
     """Statistics (3, n) of the rows, those of the columns or None, and the sums of products less their row's own."""
     (n, e), k, tiles = a.shape, len(b), tiles_of(a.dtype)
     core, column_blocks = own.dtype, triton.cdiv(k, tiles["COLUMNS"])
     factor, sign = scale.abs(), torch.where(scale < 0, -1, 1).to(core)
-    tops, totals, sums = (own.new_empty(n) for _ in range(3))
-    of_columns = []
+    joined, sums, of_columns = own.new_empty((2, n)), own.new_empty(n), []
     bytes_of_row = (3 * column_blocks + 2 * k // tiles["ROWS"]) * core.itemsize
     for rows in panels(n, bytes_of_row, STATISTICS_BYTES, tiles["ROWS"]):
         row_blocks = triton.cdiv(rows.stop - rows.start, tiles["ROWS"])
@@ -70,27 +71,27 @@ def statistics(a, b, scale, own, labels=None, columns=False):
                 describe(None if labels is None else labels[rows]), describe(of_rows), describe(across),
                 rows.start, rows.stop - rows.start, k, e, **tiles,
             )  # fmt: skip
-        tops[rows], totals[rows] = _joined(*of_rows[:2], factor)
-        sums[rows] = of_rows[2].sum(0)
+        joined[:, rows], sums[rows] = _joined(of_rows[:2], factor), of_rows[2].sum(0)
         if across is not None:
-            of_columns.append(_joined(*across, factor))
-    found = None
-    if columns:
-        joined = _joined(*map(torch.stack, zip(*of_columns, strict=True)), factor) if of_columns else (tops, totals)
-        found = _finished(*joined, sign * own, factor)
-    return _finished(tops, totals, sign * own, factor), found, sums
+            of_columns.append(_joined(across, factor))
+    found = _finished(joined, sign * own, factor)
+    if not columns:
+        return found, None, sums
+    joined = _joined(torch.stack(of_columns, 1), factor) if of_columns else joined
+    return found, _finished(joined, sign * own, factor), sums
 
 
-def _joined(tops, totals, factor):
-    """Maxima and sums of exponentials below them, joined along the first axis."""
+def _joined(parts, factor):
+    """Maxima and sums of exponentials below them, (2, parts, n) -> (2, n)."""
+    tops, totals = parts[0], parts[1]
     top = tops.amax(0)
     rescaled = totals * torch.exp(factor * (_finite(tops) - _finite(top)))
-    return top, torch.where(totals == 0, 0, rescaled).sum(0)
+    return torch.stack([top, torch.where(totals == 0, 0, rescaled).sum(0)])
 
 
-def _finished(top, total, own, factor):
+def _finished(joined, own, factor):
     """The statistics of rows from their maxima, and the sums of exponentials below them without their own."""
-    top = _finite(top)
+    top, total = _finite(joined[0]), joined[1]
     below = factor * (own - top)
     excess = torch.log1p(total + torch.expm1(below))
     return torch.stack([excess - below, top, excess])
@@ -126,12 +127,14 @@ def gradients(kind, a, b, scale, bias=None, own=None, of_rows=None, of_columns=N
     for rows in panels(n, k * a.element_size(), PANEL_BYTES, tiles["ROWS"]):
         panel = a.new_empty((rows.stop - rows.start, k))
         parts = grad_a.new_empty((2, triton.cdiv(len(panel), tiles["ROWS"]) * triton.cdiv(k, tiles["COLUMNS"])))
-        one = (None if x is None else x[rows] for x in (labels, factors, own))
+        own_labels, own_factors, own_rows = (
+            describe(None if x is None else x[rows]) for x in (labels, factors, own)
+        )  # fmt: skip
         with torch.cuda.device_of(a):
             _logit_gradients[(parts.shape[1],)](
-                describe(a[rows]), describe(b), scale, bias, *map(describe, one), describe(own), smoothing,
-                describe(None if of_rows is None else of_rows[:, rows]), describe(of_columns), describe(panel),
-                describe(parts), rows.start, len(panel), k, e, KIND=kind, **tiles,
+                describe(a[rows]), describe(b), scale, bias, own_labels, own_factors, own_rows, describe(own),
+                smoothing, describe(None if of_rows is None else of_rows[:, rows]), describe(of_columns),
+                describe(panel), describe(parts), rows.start, len(panel), k, e, KIND=kind, **tiles,
             )  # fmt: skip
         grad_a[rows] = multiply(panel, b)
         multiply(panel.T, a[rows], grad_b)
@@ -183,12 +186,6 @@ def _indices(i_tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _transposed(x):
-    """A matrix seen from its other side."""
-    return x[0], x[2], x[1]
-
-
-@triton.jit
 def _own_products(
     a, b, labels, own, n, k, e, ROWS: tl.constexpr, DEPTH: tl.constexpr, CORE: tl.constexpr
 ):  # fmt: skip
@@ -211,7 +208,7 @@ def _statistics(
     a row's own logit, and of rows the sum of products less the own."""
     row_block, column_block, i_row, i_column = _indices(tl.program_id(0), rows, columns, ROWS, COLUMNS)
     b_products = tile_of_product(
-        a, _transposed(b), i_row, i_column, rows, columns, 0, e, ROWS, COLUMNS, DEPTH, CORE, PRODUCT
+        a, transposed(b), i_row, i_column, rows, columns, 0, e, ROWS, COLUMNS, DEPTH, CORE, PRODUCT
     )
     number = tl.load(scale)
     m_inside = (i_row < rows) & (i_column < columns)
@@ -242,7 +239,7 @@ def _softplus_sums(
 ):  # fmt: skip
     _, _, i_row, i_column = _indices(tl.program_id(0), n, n, ROWS, COLUMNS)
     b_products = tile_of_product(
-        a, _transposed(b), i_row, i_column, n, n, 0, e, ROWS, COLUMNS, DEPTH, CORE, PRODUCT
+        a, transposed(b), i_row, i_column, n, n, 0, e, ROWS, COLUMNS, DEPTH, CORE, PRODUCT
     )  # fmt: skip
     b_logits = tl.load(scale) * b_products + tl.load(bias)
     b_logits = tl.where(i_row == i_column, -b_logits, b_logits)
@@ -275,7 +272,7 @@ def _logit_gradients(
     """A tile of a panel of gradients of logits; its share of those of the scale and of the bias."""
     _, _, i_row, i_column = _indices(tl.program_id(0), rows, columns, ROWS, COLUMNS)
     b_products = tile_of_product(
-        a, _transposed(b), i_row, i_column, rows, columns, 0, e, ROWS, COLUMNS, DEPTH, CORE, PRODUCT
+        a, transposed(b), i_row, i_column, rows, columns, 0, e, ROWS, COLUMNS, DEPTH, CORE, PRODUCT
     )
     number = tl.load(scale)
     i_own = _labels(labels, first, i_row, rows)

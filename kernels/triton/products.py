@@ -26,8 +26,7 @@ def multiply(a, b, total=None):
     (m, k), n, core = a.shape, b.shape[1], core_dtype(a.dtype)
     tiles = tiles_of(a.dtype)
     rows, columns = triton.cdiv(m, tiles["ROWS"]), triton.cdiv(n, tiles["COLUMNS"])
-    parts = max(1, min(FEWEST // max(rows * columns, 1), triton.cdiv(k, SHORTEST)))
-    in_part = triton.cdiv(triton.cdiv(k, parts), tiles["DEPTH"]) * tiles["DEPTH"]
+    parts, in_part = parts_of_sum(rows * columns, k, tiles["DEPTH"])
     alone = parts == 1
     out = total[None] if alone and total is not None else a.new_empty((parts, m, n), dtype=core)
     if out.numel():
@@ -38,6 +37,18 @@ def multiply(a, b, total=None):
     if total is None:
         return out[0] if alone else out.sum(0)
     return total if alone else total.add_(out.sum(0))
+
+
+def parts_of_sum(tiles, k, depth):
+    """(in how many parts sums of k numbers are taken, how many numbers are in one: a multiple of ``depth``)."""
+    parts = max(1, min(FEWEST // max(tiles, 1), triton.cdiv(k, SHORTEST)))
+    return parts, triton.cdiv(triton.cdiv(k, parts), depth) * depth
+
+
+@triton.jit
+def transposed(x):
+    """A matrix seen from its other side."""
+    return x[0], x[2], x[1]
 
 
 @triton.jit
