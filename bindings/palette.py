@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from saccade.arrays import dtype_name, framework_of
 from saccade.files import replacing
 from saccade.kernels.numba import palette as kernels
 
@@ -66,7 +67,14 @@ class Palette:
         return palette
 
     def encode(self, images):
-        """The index of the nearest colour of each pixel, uint8 (…, 3) -> int32 (…); the lowest among equals."""
+        """The index of the nearest colour of each pixel, uint8 (…, 3) -> int32 (…); the lowest among equals.
+
+        A tensor gives a tensor, computed where it lies.
+        """
+        if framework_of(images) == "torch":
+            from saccade.torch.palette import assign
+
+            return assign(_checked_pixels("Palette.encode", images), self._grid_centers)
         images = np.asarray(images)
         if images.size == 0 and images.ndim and images.shape[-1] == 3 and images.dtype == np.uint8:
             return np.empty(images.shape[:-1], np.int32)
@@ -107,9 +115,15 @@ class Palette:
 
 
 def _checked_images(operation, images):
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
+    images = _checked_pixels(operation, np.asarray(images))
+    if images.size == 0:
+        raise ValueError(f"{operation}: {images.shape=}, expected (…, 3) with at least one pixel")
+    return images
+
+
+def _checked_pixels(operation, images):
+    if dtype_name(images) != "uint8":
         raise TypeError(f"{operation}: {images.dtype=}, expected uint8")
-    if images.ndim < 1 or images.shape[-1] != 3 or images.size == 0:
+    if images.ndim < 1 or images.shape[-1] != 3:
         raise ValueError(f"{operation}: {images.shape=}, expected (…, 3) with at least one pixel")
     return images

@@ -26,7 +26,6 @@ TARGETS = {
 # The kernels that are launched, by the first word of what calls them.
 KERNELS = {
     "attention": {attention: ("_forward", "_backward_queries", "_backward_keys")},
-    "qkv": {attention: ("_forward", "_backward_queries", "_backward_keys")},
     "softmax": {losses: ("_cross_entropy_rows", "_cross_entropy_rows_backward")},
     "sigmoid": {losses: ("_sigmoid_rows", "_sigmoid_rows_backward")},
     "clip": {pairs: ("_own_products", "_statistics", "_logit_gradients"), products: ("_multiply",)},
@@ -125,12 +124,6 @@ def product_kernels(operation, dtype, n=300, k=300, e=512, **options):
     getattr(losses, f"{operation}_backward")(saved, loss)
 
 
-def qkv_kernels(dtype, d):
-    """Forward and backward of qkv_attention."""
-    out, saved = attention.qkv_attention_forward(torch.zeros(2, 65, 3, 3, d, dtype=dtype))
-    attention.qkv_attention_backward(saved, out)
-
-
 def patch_kernels(dtype, p=16, images=torch.uint8):
     """Forward and backward of patch_embed."""
     pictures, weight = torch.zeros(2, 4 * p, 4 * p, 3, dtype=images), torch.zeros(768, 3, p, p, dtype=dtype)
@@ -153,9 +146,7 @@ CALLS = {
     "attention f64 72": functools.partial(attention_kernels, torch.float64, 72),
     "softmax bf16": functools.partial(loss_kernels, torch.bfloat16, 1000),
     "softmax f64, soft": functools.partial(loss_kernels, torch.float64, 1000, soft=True),
-    "qkv bf16 64": functools.partial(qkv_kernels, torch.bfloat16, 64),
     "patches, bf16": functools.partial(patch_kernels, torch.bfloat16),
-    "patches, f32 14": functools.partial(patch_kernels, torch.float32, 14),
     "patches f16 from f16": functools.partial(patch_kernels, torch.float16, images=torch.float16),
     "patches f32 from f32": functools.partial(patch_kernels, torch.float32, images=torch.float32),
     "patches f64 from f64": functools.partial(patch_kernels, torch.float64, images=torch.float64),
@@ -163,15 +154,12 @@ CALLS = {
     "sigmoid bf16": functools.partial(sigmoid_kernels, torch.bfloat16),
     "sigmoid f64": functools.partial(sigmoid_kernels, torch.float64),
     "clip bf16": functools.partial(product_kernels, "clip_loss", torch.bfloat16),
-    "clip f16": functools.partial(product_kernels, "clip_loss", torch.float16),
     "clip f32": functools.partial(product_kernels, "clip_loss", torch.float32),
     "clip f64": functools.partial(product_kernels, "clip_loss", torch.float64),
     "siglip bf16": functools.partial(product_kernels, "siglip_loss", torch.bfloat16),
-    "siglip f32": functools.partial(product_kernels, "siglip_loss", torch.float32),
     "linear bf16, smoothed": functools.partial(
         product_kernels, "linear_cross_entropy", torch.bfloat16, k=512, label_smoothing=0.1, reduction="none"
     ),
-    "linear f16": functools.partial(product_kernels, "linear_cross_entropy", torch.float16, k=512),
     "linear f32": functools.partial(product_kernels, "linear_cross_entropy", torch.float32, k=512),
     "norm bf16 768, residual": functools.partial(norm_kernels, torch.bfloat16, 768, residual=True),
     "norm f16 1152": functools.partial(norm_kernels, torch.float16, 1152),
@@ -191,9 +179,9 @@ COMPILED += [("attention bf16 72, all options", target) for target in ("sm_80", 
 COMPILED += [("attention f32, the longest rows", "sm_80"), ("attention f16 128", "sm_100")]
 COMPILED += [("attention f64 72", "gfx942"), ("softmax bf16", "gfx942")]
 COMPILED += [("clip bf16", target) for target in ("sm_80", "sm_100", "gfx942")]
-COMPILED += [("clip f32", "sm_80"), ("clip f64", "gfx942"), ("linear f32", "gfx942")]
-COMPILED += [("patches f16 from f16", target) for target in ("sm_80", "sm_100", "gfx942")]
-COMPILED += [("patches f64 from f64", "gfx942"), ("palette", "sm_80"), ("palette", "gfx942")]
+COMPILED += [("linear f32", "gfx942"), ("patches, bf16", "sm_100")]
+COMPILED += [("patches f16 from f16", target) for target in ("sm_80", "gfx942")]
+COMPILED += [("palette", "sm_80"), ("palette", "gfx942")]
 COMPILED += [("norm f32, the longest rows", target) for target in TARGETS]
 COMPILED += [("gelu bf16, erf", "gfx942"), ("l2 f64", "gfx942"), ("norm bf16 768, residual", "sm_100")]
 
@@ -222,4 +210,5 @@ def test_kernels_compile_and_fit(call, target, compiled, monkeypatch, tmp_path):
         registers, stack, shared = resources(kernel.asm["cubin"], tmp_path)
         print(f"{call} {target} {name}: {registers=} {stack=} shared={shared + kernel.metadata.shared}")
         # a few spilled registers are slow, not wrong; ten thousand bytes of them are a product taken the wrong way
-        assert 0 < registers <= 255 and stack <= 4096 and shared <= most_shared - kernel.metadata.shared
+        most_spilled = 4096 if call.startswith("attention") else 1024
+        assert 0 < registers <= 255 and stack <= most_spilled and shared <= most_shared - kernel.metadata.shared

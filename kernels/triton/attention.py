@@ -87,7 +87,8 @@ def qkv_attention_backward(saved, grad_out):
 
 def _three(qkv):
     """Query, key and value as views b h n d of the packed form."""
-    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
 
 
 def _attend(query, key, value, out, scale, *, mask=None, bias=None, causal=False, key_lengths=None):

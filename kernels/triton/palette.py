@@ -87,7 +87,7 @@ def _update(colors, counts, assignment, sums, n, COPIES: tl.constexpr, BLOCK: tl
     b_count = tl.load(counts[0] + i * counts[1], mask=m_inside, other=0).to(tl.int64)
     b_center = tl.load(assignment[0] + i * assignment[1], mask=m_inside, other=0).to(tl.int64)
     p_sums = sums[0] + tl.program_id(0) % COPIES * sums[1] + b_center * sums[2]
-    for channel in tl.static_range(3):
+    for channel in tl.static_range(3):  # pyright: ignore[reportGeneralTypeIssues]
         b_color = _load_channel(colors, i, channel, n).to(tl.int64)
         tl.atomic_add(p_sums + channel, b_count * b_color, mask=m_inside, sem="relaxed")
     tl.atomic_add(p_sums + 3, b_count, mask=m_inside, sem="relaxed")
