@@ -26,7 +26,7 @@ from saccade.kernels.triton.products import multiply, tile_at, tile_of_product, 
 
 # Bytes of partial statistics, and of a panel of gradients of logits.
 STATISTICS_BYTES = 32 << 20
-PANEL_BYTES = 128 << 20
+PANEL_BYTES = 96 << 20
 # Columns of a tile of gradients of logits, by bytes a number: several arrays of its size are alive at once.
 GRADIENT_COLUMNS = {2: 64, 4: 32, 8: 32}
 # Of rows with their own; that of products is theirs. It does not change which function is computed.
@@ -112,21 +112,23 @@ def softplus_sums(a, b, scale, bias):
     return parts.sum()
 
 
-def gradients(kind, a, b, scale, bias=None, own=None, of_rows=None, of_columns=None, targets=(None, None, None)):
-    """(scale⁻¹ dA, scale⁻¹ dB, dscale, dbias) in the dtype sums have, for gradients of logits as ``kind`` says.
+def gradients(kind, a, b, scale, factor, bias=None, own=None, of_rows=None, of_columns=None, targets=(None,) * 3):
+    """Gradients for A and B, rounded to their dtypes, for the scale and for the bias, of logits' gradients G · factor.
 
-    "clip":   softmax of the row + softmax of the column − 2 for its own
-    "siglip": −σ(−logit) for its own, σ(logit) for the others
-    "labels": (softmax of the row − target) times the row's factor; ``targets`` are labels, factors and smoothing
+    "clip":   G = softmax of the row + softmax of the column − 2 for its own
+    "siglip": G = −σ(−logit) for its own, σ(logit) for the others
+    "labels": G = (softmax of the row − target) times the row's factor; ``targets`` are labels, factors and smoothing
+
+    ``factor`` comes last, since 16-bit numbers have not the range for a mean of many.
     """
     (n, e), k, core = a.shape, len(b), core_dtype(a.dtype)
     tiles = {**tiles_of(a.dtype), "COLUMNS": GRADIENT_COLUMNS[a.element_size()]}
     labels, factors, smoothing = targets
-    grad_a, grad_b = a.new_empty(a.shape, dtype=core), b.new_zeros(b.shape, dtype=core)
-    sums = []
+    grad_a, total_b = a.new_empty(a.shape), b.new_zeros(b.shape, dtype=core)
+    sums = total_b.new_zeros(2)
     for rows in panels(n, k * a.element_size(), PANEL_BYTES, tiles["ROWS"]):
         panel = a.new_empty((rows.stop - rows.start, k))
-        parts = grad_a.new_empty((2, triton.cdiv(len(panel), tiles["ROWS"]) * triton.cdiv(k, tiles["COLUMNS"])))
+        parts = total_b.new_empty((2, triton.cdiv(len(panel), tiles["ROWS"]) * triton.cdiv(k, tiles["COLUMNS"])))
         own_labels, own_factors, own_rows = (
             describe(None if x is None else x[rows]) for x in (labels, factors, own)
         )  # fmt: skip
@@ -136,11 +138,10 @@ def gradients(kind, a, b, scale, bias=None, own=None, of_rows=None, of_columns=N
                 smoothing, describe(None if of_rows is None else of_rows[:, rows]), describe(of_columns),
                 describe(panel), describe(parts), rows.start, len(panel), k, e, KIND=kind, **tiles,
             )  # fmt: skip
-        grad_a[rows] = multiply(panel, b)
-        multiply(panel.T, a[rows], grad_b)
-        sums.append(parts.sum(1))
-    grad_scale, grad_bias = torch.stack(sums).sum(0) if sums else grad_a.new_zeros(2)
-    return grad_a, grad_b, grad_scale, grad_bias
+        grad_a[rows] = multiply(panel, b).mul_(scale * factor)
+        multiply(panel.T, a[rows], total_b)
+        sums += parts.sum(1)
+    return grad_a, total_b.mul_(scale * factor).to(b.dtype), sums[0] * factor, sums[1] * factor
 
 
 @triton.jit
