@@ -130,9 +130,41 @@ def judge(case):
     gate.assert_judged(judged, operation, arguments, options)
 
 
+def compute(case):
+    """The outputs of a case, and its gradients for cotangents of 1."""
+    arguments, options = CASES[case]
+    operation = case.split()[0]
+    kernels = importlib.import_module(dict(kernels_of("cupy"))[operation].partition(":")[0])
+    if operation in PALETTE:
+        return getattr(kernels, operation)(*arguments, **options), ()
+    out, saved = getattr(kernels, f"{operation}_forward")(*arguments, **options)
+    ones = [np.ones_like(x) for x in (out if isinstance(out, tuple) else (out,))]
+    return out, getattr(kernels, f"{operation}_backward")(saved, *ones)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_cases_in_which_bugs_are_planted_are_right(case):
     judge(case)
+
+
+def bits_in_every_order(case, host):
+    found = set()
+    for order in (FORWARD, REVERSED, *SHUFFLED):
+        with on_the_host(host, orders=(order,)):
+            results = compute(case)
+        flat = [x for part in results for x in (part if isinstance(part, tuple) else (part,))]
+        found.add(b"".join(x.tobytes() for x in flat if x is not None))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bits_do_not_depend_on_the_order_of_threads(case, host):
+    assert len(bits_in_every_order(case, host)) == 1
+
+
+def test_threads_that_write_to_one_place_are_caught(host, monkeypatch):
+    plant(monkeypatch, "layers.cu", "p->out.set(j, sum);", "p->out.set(0, sum);")
+    assert len(bits_in_every_order("layer_norm", host)) > 1
 
 
 @pytest.mark.parametrize("bug", BUGS)
