@@ -10,7 +10,7 @@ from cuda.bindings import nvrtc
 from saccade.kernels.cupy import device
 
 FLAGS = ("--std=c++14", "--ptxas-options=-v")
-SIZES = {"attention.cu": {"D": 72, "E": 64}}
+SIZES = {"attention.cu": {"D": 72, "E": 64, "TILES": 1}}
 SOURCES = sorted({path.name for path in Path(device.__file__).parent.glob("*.cu")} - set(device.FOUNDATIONS))
 
 
@@ -56,11 +56,13 @@ def test_kernels_compile_and_fit(file, architecture, core):
     assert cubin.startswith(b"\x7fELF")
     kernels = re.findall(r'extern "C" __global__ void (\w+)', device.source(file))
     assert sorted(kernels) == sorted(name for name, *_ in used(words))
-    arrays = file == "attention.cu"  # a thread's sums are a row of them, in registers or on its stack
     for name, stack, spilled, registers, shared in used(words):
         assert name.encode() in cubin
-        assert not spilled and shared <= 4096, (name, spilled, shared)
-        assert arrays or (registers <= 80 and not stack), (name, registers, stack)
+        assert not spilled, (name, spilled)
+        if file != "attention.cu":  # there a thread's sums are a row of them, in registers or on its stack
+            assert registers <= 80 and not stack and shared <= 4096, (name, registers, stack, shared)
+        elif name == "attention_forward_tiles":
+            assert not stack and shared <= 48 << 10, (name, stack, shared)
 
 
 def test_what_spills_is_noticed():

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 THREADS = 128
-FOUNDATIONS = ("memory.cu", "blocks.cu")  # what stands before every other source
+FOUNDATIONS = ("memory.cu", "blocks.cu", "ptx.cu")  # what stands before every other source
 _KINDS = {
     np.dtype(np.float32): 0,
     np.dtype(np.float64): 1,
