@@ -69,6 +69,7 @@ def on_the_host(folder, orders=(FORWARD, REVERSED, *SHUFFLED)):
         patch.setattr(pairs, "PANEL", 3000)
         patch.setattr(convolution, "WINDOWS", 3000)
         patch.setattr(device, "launch", launch)
+        patch.setattr(device, "has_tensor_cores", lambda: True)
         patch.setattr(device, "empty", empty)
         patch.setattr(device, "zeros", np.zeros)
         patch.setattr(device, "full", np.full)

@@ -113,7 +113,8 @@ def _forward(three, bias, mask, key_lengths, out, causal, scale, bounds=(None, N
 
 def _has_tiles(query, value):
     """Whether tensor cores multiply these: 16-bit numbers, and heads whose tiles fit into shared memory."""
-    return query.dtype.itemsize == 2 and 0 < value.shape[3] <= _WIDEST and query.shape[3] <= _WIDEST
+    fits = 0 < value.shape[3] <= _WIDEST and query.shape[3] <= _WIDEST
+    return query.dtype.itemsize == 2 and fits and device.has_tensor_cores()
 
 
 def _backward(saved, grad_out, grad_lse, gradients, bounds=(None, None)):

@@ -57,6 +57,11 @@ def upload(integers):
     return cupy.asarray(np.array(integers, np.int64))
 
 
+def has_tensor_cores():
+    """Whether the current GPU has what ``ptx.cu`` is written in: Ampere's tensor cores, or newer ones."""
+    return int(cupy.cuda.Device().compute_capability) >= 80
+
+
 def as_rows(x):
     """``x`` as (rows, last axis), a view where its layout allows; a number is a row of one."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
