@@ -1,0 +1,88 @@
+"""Batches from a source: in an order that can be taken up again, the same for any number of processes that read."""
+
+import numpy as np
+
+from saccade.recipes.pictures import Broken
+
+_GROUP = 16  # samples that travel together from a process that reads
+
+
+class Loader:
+    """Batches without end, in an order drawn from ``seed``.
+
+    Args:
+        source: of ``saccade.recipes.data`` or ``shards``.
+        prepare: ``prepare(sample, rng)`` gives the arrays of a sample as a tuple; a ``Broken`` that it raises counts.
+        batch: how many samples.
+        seed: of the order and of ``rng``.
+        skipped: a ``saccade.recipes.data.Skipped``.
+        place: where to go on; ``place`` of this class is where the batches so far end.
+        workers: processes that read; 0 reads in this one.
+        rank, ranks: which share of the samples.
+    """
+
+    def __init__(self, source, prepare, batch, *, seed, skipped, place=(0, 0), workers=0, rank=0, ranks=1):
+        self.source, self.batch, self.skipped = source, batch, skipped
+        self.place, self.workers = tuple(place), workers
+        self._options = seed, rank, ranks
+        self._reader = _Reader(source, prepare, seed, rank)
+
+    def __iter__(self):
+        jobs = self.source.jobs(self.place, *self._options)
+        samples, epoch = [], self.place[0]
+        for place, sample in _read(self._reader, jobs, self.workers):
+            if isinstance(sample, Broken):
+                self.skipped.add(sample)
+                if place[0] > epoch + 1:
+                    raise ValueError(f"{self.source.path}: a whole epoch without one good sample; the log says why")
+                continue
+            epoch = place[0]
+            samples.append(sample)
+            if len(samples) == self.batch:
+                self.place = place
+                yield _stacked(samples)
+                samples = []
+
+
+def once(source, prepare, batch, *, skipped, workers=0):
+    """Batches of every sample once, in the source's own order; the last may be smaller."""
+    samples = []
+    jobs = (((0, i), job) for i, job in enumerate(source.in_order()))
+    for _, sample in _read(_Reader(source, prepare, 0, 0), jobs, workers):
+        if isinstance(sample, Broken):
+            skipped.add(sample)
+            continue
+        samples.append(sample)
+        if len(samples) == batch:
+            yield _stacked(samples)
+            samples = []
+    if samples:
+        yield _stacked(samples)
+
+
+def _stacked(samples):
+    return tuple(np.stack(column) for column in zip(*samples, strict=True))
+
+
+class _Reader:
+    """Reads and prepares the sample of a job; the randomness of each comes from its place alone."""
+
+    def __init__(self, source, prepare, seed, rank):
+        self.source, self.prepare, self.seed, self.rank = source, prepare, seed, rank
+
+    def __getitem__(self, job):
+        place, job = job
+        try:
+            return place, self.prepare(self.source.read(job), np.random.default_rng((self.seed, self.rank, *place)))
+        except Broken as broken:
+            return place, broken
+
+
+def _read(reader, jobs, workers):
+    if not workers:
+        yield from map(reader.__getitem__, jobs)
+        return
+    from torch.utils.data import DataLoader
+
+    for group in DataLoader(reader, _GROUP, sampler=jobs, num_workers=workers, collate_fn=list):
+        yield from group
