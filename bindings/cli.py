@@ -1,4 +1,4 @@
-"""The command line: ``saccade info``, ``saccade check``, ``saccade bench`` and ``saccade demo``."""
+"""The command line: ``saccade info``, ``check``, ``bench`` and ``demo``; the recipes' are in ``recipes.commands``."""
 
 import importlib.util
 import json
@@ -121,6 +121,9 @@ def _application(typer):
         except (OSError, ValueError) as error:
             sys.exit(f"saccade bench: {str(error).removeprefix('bench: ')}")
 
+    from saccade.recipes import commands
+
+    commands.add(app)
     return app
 
 

@@ -142,7 +142,7 @@ def test_shards(tmp_path):
     source = open_source(str(tmp_path / "t-{0..2}.tar"))
     levels, broken = read_all(source)
     assert levels == [10 * s + i for s in range(3) for i in range(4)] and not broken
-    sample = source.read(next(source.in_order()))
+    sample = source.read(next(iter(source.in_order())))
     assert (sample.label, sample.caption) == (5, "caption 00")
     assert read_all(open_source(tmp_path))[0] == levels
     shares = [itertools.islice(source.jobs((0, 0), 1, rank, 3), 4) for rank in range(3)]
@@ -220,7 +220,7 @@ def test_a_source_without_one_good_sample_ends(source):
             raise Broken(str(job), "all are")
 
     skipped = Skipped(lambda *_: None)
-    with pytest.raises(ValueError, match="a whole epoch without a sample"):
+    with pytest.raises(ValueError, match="a whole epoch without one good sample"):
         next(iter(Loader(None_(source.path), level_of, 2, seed=0, skipped=skipped)))
     assert skipped.count >= 10
 

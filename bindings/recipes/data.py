@@ -86,7 +86,7 @@ class Listed:
 
     def in_order(self):
         """The job of every sample, once."""
-        return iter(range(self.count))
+        return range(self.count)
 
     def read(self, job):
         """The ``Sample`` of a job; raises ``Broken``."""

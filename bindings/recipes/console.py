@@ -1,0 +1,38 @@
+"""What recipes show while they run, and how their commands end."""
+
+import contextlib
+import sys
+
+
+@contextlib.contextmanager
+def progress_bar(title, console):
+    """A function that wraps an iterable and shows a bar; with the time left if the iterable knows its length."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None)
+
+        def progress(items):
+            bar.update(task, total=len(items) if hasattr(items, "__len__") else None)
+            for item in items:
+                yield item
+                bar.advance(task)
+
+        yield progress
+
+
+@contextlib.contextmanager
+def one_sentence(command):
+    """End the program with the sentence of an error that a user can do something about."""
+    try:
+        yield
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        sys.exit(f"{command}: {error}")

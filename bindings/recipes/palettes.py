@@ -1,0 +1,103 @@
+"""``saccade palette``: fit a palette to pictures, and turn folders of pictures into tokens and back."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from saccade.files import replacing
+from saccade.palette import Palette, count_colors
+from saccade.recipes.console import progress_bar
+from saccade.recipes.data import Folder, Skipped, open_source
+from saccade.recipes.pictures import Broken, Image, central
+
+
+def fit(path, out, *, colors=512, side=None, iterations=100, seed=0, console=None):
+    """Fit a palette to all pictures of a source and write it to ``out``, in the form of ``kmeans_centers.npy``.
+
+    Args:
+        path: as ``saccade.recipes.data.open_source`` takes it.
+        out: the file.
+        colors: how many.
+        side: cut the middle of each picture and resize it so, as the model will see it; None counts every pixel.
+        iterations, seed: of ``Palette.fit``.
+        console: a rich console.
+
+    Returns:
+        (the palette, how many pictures were skipped).
+    """
+    console = console or Console()
+    source, skipped, histogram = open_source(path), reporting(console), None
+    with progress_bar("Counting colours", console) as progress:
+        for sample in _samples(source, progress(source.in_order()), skipped):
+            picture = sample.picture if side is None else central(sample.picture, side)
+            histogram = count_colors(picture, histogram)
+    if histogram is None:
+        raise ValueError(f"{path}: none of its pictures can be read")
+    palette = Palette.fit_histogram(histogram, colors, iterations=iterations, seed=seed)
+    palette.save(out)
+    console.print(
+        f"{out}: {colors} colours for {histogram.sum():,} pixels, mean squared distance {palette.inertia:.1f} levels² "
+        f"per pixel; {skipped.count} pictures skipped",
+        soft_wrap=True,
+    )
+    return palette, skipped.count
+
+
+def encode(path, palette, out, *, side=None, console=None):
+    """Write the tokens of each picture below a folder, ``cat/a.jpg`` as ``cat/a.jpg.npy``: uint16 (h, w).
+
+    Args: as for ``fit``; ``palette`` is the file that ``fit`` wrote. Returns how many pictures were skipped.
+    """
+    console = console or Console()
+    palette, source, skipped, out = Palette.load(palette), Folder(path), reporting(console), Path(out)
+    with progress_bar("Encoding", console) as progress:
+        for sample in _samples(source, progress(source.in_order()), skipped):
+            tokens = palette.encode(sample.picture if side is None else central(sample.picture, side))
+            with _made(out / f"{sample.name}.npy") as file:
+                np.save(file, tokens.astype(np.uint16), allow_pickle=False)
+    console.print(f"{out}: {len(source) - skipped.count} pictures, {skipped.count} skipped", soft_wrap=True)
+    return skipped.count
+
+
+def decode(path, palette, out, *, console=None):
+    """Write the picture of each file of tokens below a folder, ``cat/a.jpg.npy`` as ``cat/a.jpg.png``.
+
+    Files that hold no tokens of the palette are skipped. Returns how many.
+    """
+    console = console or Console()
+    palette, skipped, path, out = Palette.load(palette), reporting(console), Path(path), Path(out)
+    files = sorted(path.rglob("*.npy"))
+    if not files:
+        raise ValueError(f"{path} holds no .npy files of tokens")
+    with progress_bar("Decoding", console) as progress:
+        for name in progress(files):
+            try:
+                picture = palette.decode(np.load(name, allow_pickle=False))
+                if picture.ndim != 3:
+                    raise ValueError(f"tokens {picture.shape[:-1]}, expected (h, w)")
+            except (ValueError, TypeError, EOFError, OSError) as error:
+                skipped.add(Broken(str(name), str(error)))
+                continue
+            with _made(out / name.relative_to(path).with_suffix(".png")) as file:
+                Image.fromarray(picture).save(file, "png")
+    console.print(f"{out}: {len(files) - skipped.count} pictures, {skipped.count} skipped", soft_wrap=True)
+    return skipped.count
+
+
+def reporting(console):
+    """A ``Skipped`` that says on the console what is skipped and why."""
+    return Skipped(lambda name, reason: console.print(f"skipped {name}: {reason}", markup=False, soft_wrap=True))
+
+
+def _samples(source, jobs, skipped):
+    for job in jobs:
+        try:
+            yield source.read(job)
+        except Broken as broken:
+            skipped.add(broken)
+
+
+def _made(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return replacing(path)
