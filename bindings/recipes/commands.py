@@ -8,11 +8,26 @@ from saccade.recipes.console import one_sentence
 
 SOURCE = "A folder of pictures, a .csv, .tsv or .jsonl of captions, a .npy or .npz, or tar shards."
 SEED = "Seed of everything that is drawn."
+# the options of every pretrain command
+OUT = typer.Option("run", help="Folder of the run; the same command goes on where an interrupted one stopped.")
+SET = typer.Option([], "--set", help="Change a size of the preset's model, as in width=256; may be repeated.")
+STEPS = typer.Option(None, help="Of the optimiser.")
+EPOCHS = typer.Option(None, help="Instead of steps.")
+BATCH = typer.Option(None, help="Samples a step, over all ranks.")
+PARTS = typer.Option(1, help="Compute a batch in so many parts, to save memory; the loss is that of the whole.")
+RATE = typer.Option(None, help="The learning rate after warm-up.")
+WARM_UP = typer.Option(None, help="Steps of warm-up.")
+PRECISION = typer.Option("float32", help="float32, or bfloat16 or float16 computation with float32 parameters.")
+WORKERS = typer.Option(0, help="Processes that read pictures.")
+DEVICE = typer.Option(None, help="cpu or cuda; a GPU if there is one.")
+LOG_EVERY = typer.Option(10, help="Steps.")
+SAVE_EVERY = typer.Option(1000, help="Steps from checkpoint to checkpoint.")
 
 
 def add(app):
     """Add the recipes' commands to the application."""
     app.add_typer(_palette(), name="palette")
+    app.add_typer(_pretrain(), name="pretrain")
 
 
 def _group(text):
@@ -63,3 +78,52 @@ def _palette():
             palettes.decode(folder, palette, out)
 
     return group
+
+
+def _pretrain():
+    group = _group("Train a model from nothing, under a paper's hyperparameters or your own; also under torchrun.")
+
+    @group.command(
+        epilog="Example: saccade pretrain imagegpt photos --palette kmeans_centers.npy --preset igpt-tiny --out run"
+    )
+    def imagegpt(
+        source: str = typer.Argument(help=SOURCE),
+        palette: Path = typer.Option("kmeans_centers.npy", help="What saccade palette fit wrote."),
+        preset: str = typer.Option("igpt-s", help="igpt-s, igpt-m, igpt-l, igpt-xl, igpt-tiny."),
+        objective: str = typer.Option("autoregressive", help="autoregressive, or bert with 15 % of pixels masked."),
+        out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
+        parts: int = PARTS, learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
+        seed: int = typer.Option(0, help=SEED), workers: int = WORKERS, device: str = DEVICE,
+        log_every: int = LOG_EVERY, save_every: int = SAVE_EVERY,
+    ):  # fmt: skip
+        """Predict pixels from pixels: ImageGPT."""
+        with one_sentence("saccade pretrain imagegpt"):
+            from saccade.recipes import pretrain_imagegpt
+
+            settings = _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
+            running = dict(workers=workers, device=device, log_every=log_every, save_every=save_every)
+            pretrain_imagegpt.run(
+                source, out, palette=palette, preset=preset, objective=objective, **settings, **running
+            )
+
+    return group
+
+
+def _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed):
+    """What the options of a pretrain command change in a preset."""
+    training = dict(steps=steps, epochs=epochs, batch=batch, parts=parts, precision=precision, seed=seed)
+    optimization = dict(peak=learning_rate, warm_up=warm_up)
+    given = [{name: x for name, x in one.items() if x is not None} for one in (training, optimization)]
+    return {"model": dict(map(_change, changes)), "training": given[0], "optimization": given[1]}
+
+
+def _change(text):
+    name, _, value = text.partition("=")
+    if not name.isidentifier() or not value:
+        raise ValueError(f"--set {text}, expected NAME=VALUE as in width=256")
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value

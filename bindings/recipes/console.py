@@ -6,7 +6,10 @@ import sys
 
 @contextlib.contextmanager
 def progress_bar(title, console):
-    """A function that wraps an iterable and shows a bar; with the time left if the iterable knows its length."""
+    """A function that wraps an iterable and shows a bar; with the time left if the iterable knows its length.
+
+    Its ``note(text)`` shows a few words beside the bar.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -16,9 +19,10 @@ def progress_bar(title, console):
         TimeRemainingColumn,
     )
 
-    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    counts = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    columns = TextColumn(title), *counts, TextColumn("{task.fields[note]}")
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(title, total=None, note="")
 
         def progress(items):
             bar.update(task, total=len(items) if hasattr(items, "__len__") else None)
@@ -26,6 +30,7 @@ def progress_bar(title, console):
                 yield item
                 bar.advance(task)
 
+        progress.note = lambda text: bar.update(task, note=text)
         yield progress
 
 

@@ -82,7 +82,10 @@ def _read(reader, jobs, workers):
     if not workers:
         yield from map(reader.__getitem__, jobs)
         return
+    import torch
     from torch.utils.data import DataLoader
 
-    for group in DataLoader(reader, _GROUP, sampler=jobs, num_workers=workers, collate_fn=list):
+    # a generator of its own: otherwise it draws from torch's, which is a training run's
+    options = dict(num_workers=workers, collate_fn=list, generator=torch.Generator())
+    for group in DataLoader(reader, _GROUP, sampler=jobs, **options):
         yield from group
