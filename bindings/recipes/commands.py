@@ -106,6 +106,25 @@ def _pretrain():
                 source, out, palette=palette, preset=preset, objective=objective, **settings, **running
             )
 
+    @group.command(epilog="Example: saccade pretrain vit photos --preset vit-tiny --epochs 30 --out run")
+    def vit(
+        source: str = typer.Argument(help=SOURCE + " Its folders are the classes."),
+        preset: str = typer.Option("vit-b16-in21k", help="As scaling-vit-g14 or vit-tiny; a wrong one lists all."),
+        objective: str = typer.Option(None, help="supervised, or masked: tell hidden patches' mean colours."),
+        classes: int = typer.Option(None, help="How many; for shards, which do not say."),
+        out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
+        parts: int = PARTS, learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
+        seed: int = typer.Option(0, help=SEED), workers: int = WORKERS, device: str = DEVICE,
+        log_every: int = LOG_EVERY, save_every: int = SAVE_EVERY,
+    ):  # fmt: skip
+        """Name pictures, or tell hidden patches' colours: ViT and Scaling ViT."""
+        with one_sentence("saccade pretrain vit"):
+            from saccade.recipes import pretrain_vit
+
+            settings = _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
+            running = dict(workers=workers, device=device, log_every=log_every, save_every=save_every)
+            pretrain_vit.run(source, out, preset=preset, objective=objective, classes=classes, **settings, **running)
+
     return group
 
 
