@@ -125,6 +125,30 @@ def _pretrain():
             running = dict(workers=workers, device=device, log_every=log_every, save_every=save_every)
             pretrain_vit.run(source, out, preset=preset, objective=objective, classes=classes, **settings, **running)
 
+    @group.command(epilog="Example: saccade pretrain clip captions.csv --preset clip-tiny --epochs 30 --out run")
+    def clip(
+        source: str = typer.Argument(help=SOURCE + " It must have captions."),
+        preset: str = typer.Option("clip-vit-b32", help="As siglip-vit-b16 or clip-tiny; a wrong one lists all."),
+        tokenizer: str = typer.Option(None, help="clip (OpenAI's), bytes, or a file of merges."),
+        image_column: str = typer.Option(None, help="Of a table: where a row names its picture; image if not given."),
+        caption_column: str = typer.Option(None, help="Of a table: where its caption stands; caption if not given."),
+        out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
+        parts: int = PARTS, learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
+        seed: int = typer.Option(0, help=SEED), workers: int = WORKERS, device: str = DEVICE,
+        log_every: int = LOG_EVERY, save_every: int = SAVE_EVERY,
+    ):  # fmt: skip
+        """Tell which caption belongs to which picture: CLIP and SigLIP."""
+        with one_sentence("saccade pretrain clip"):
+            from saccade.recipes import pretrain_clip
+
+            settings = _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
+            running = dict(workers=workers, device=device, log_every=log_every, save_every=save_every)
+            columns = {"image_column": image_column, "caption_column": caption_column}
+            columns = {name: column for name, column in columns.items() if column is not None}
+            pretrain_clip.run(
+                source, out, preset=preset, tokenizer=tokenizer, source_options=columns, **settings, **running
+            )
+
     return group
 
 
@@ -138,7 +162,7 @@ def _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, prec
 
 def _change(text):
     name, _, value = text.partition("=")
-    if not name.isidentifier() or not value:
+    if not name.replace(".", "").isidentifier() or not value:
         raise ValueError(f"--set {text}, expected NAME=VALUE as in width=256")
     for kind in (int, float):
         try:

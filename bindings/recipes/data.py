@@ -88,6 +88,10 @@ class Listed:
         """The job of every sample, once."""
         return range(self.count)
 
+    def identity(self, job):
+        """A number of the sample's own, for what is drawn for it."""
+        return job
+
     def read(self, job):
         """The ``Sample`` of a job; raises ``Broken``."""
         raise NotImplementedError

@@ -25,7 +25,7 @@ class Loader:
         self.source, self.batch, self.skipped = source, batch, skipped
         self.place, self.workers = tuple(place), workers
         self._options = seed, rank, ranks
-        self._reader = _Reader(source, prepare, seed, rank)
+        self._reader = _Reader(source, prepare, seed)
 
     def __iter__(self):
         jobs = self.source.jobs(self.place, *self._options)
@@ -48,7 +48,7 @@ def once(source, prepare, batch, *, skipped, workers=0):
     """Batches of every sample once, in the source's own order; the last may be smaller."""
     samples = []
     jobs = (((0, i), job) for i, job in enumerate(source.in_order()))
-    for _, sample in _read(_Reader(source, prepare, 0, 0), jobs, workers):
+    for _, sample in _read(_Reader(source, prepare, 0), jobs, workers):
         if isinstance(sample, Broken):
             skipped.add(sample)
             continue
@@ -65,15 +65,16 @@ def _stacked(samples):
 
 
 class _Reader:
-    """Reads and prepares the sample of a job; the randomness of each comes from its place alone."""
+    """Reads and prepares the sample of a job; the randomness of each comes from the epoch and the sample alone."""
 
-    def __init__(self, source, prepare, seed, rank):
-        self.source, self.prepare, self.seed, self.rank = source, prepare, seed, rank
+    def __init__(self, source, prepare, seed):
+        self.source, self.prepare, self.seed = source, prepare, seed
 
     def __getitem__(self, job):
         place, job = job
+        rng = np.random.default_rng((self.seed, place[0], self.source.identity(job)))
         try:
-            return place, self.prepare(self.source.read(job), np.random.default_rng((self.seed, self.rank, *place)))
+            return place, self.prepare(self.source.read(job), rng)
         except Broken as broken:
             return place, broken
 

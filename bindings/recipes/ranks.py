@@ -39,7 +39,7 @@ class Ranks:
 
     def any(self, flag):
         """Whether the flag is set on any rank."""
-        return bool(self.mean(torch.tensor(float(flag), device=self.device))) if self.count > 1 else bool(flag)
+        return bool(self.mean(torch.tensor(float(bool(flag)), device=self.device))) if self.count > 1 else bool(flag)
 
     def wait(self):
         """Until all ranks are here."""

@@ -5,6 +5,7 @@ caption (txt) and its label (cls, a number).
 """
 
 import random
+import zlib
 from pathlib import Path, PurePosixPath
 
 from saccade.recipes.data import Sample, checked_caption
@@ -61,11 +62,15 @@ class Shards:
         """The job of every sample, once."""
         return self._samples(self.urls)
 
+    def identity(self, job):
+        """A number of the sample's own, for what is drawn for it."""
+        return zlib.crc32(_name(job).encode())
+
     def read(self, job):
         """The ``Sample`` of a job; raises ``Broken``."""
         if isinstance(job, Broken):
             raise job
-        name = f"{job['__url__']}/{job['__key__']}"
+        name = _name(job)
         own = {suffix.rpartition(".")[2]: data for suffix, data in job.items() if isinstance(data, bytes)}
         picture = next((own[kind] for kind in PICTURES if kind in own), None)
         if picture is None:
@@ -112,6 +117,10 @@ class Shards:
             yield from broken
             if not (found or broken):
                 yield Broken(url, "no samples in the archive")
+
+
+def _name(job):
+    return job.name if isinstance(job, Broken) else f"{job['__url__']}/{job['__key__']}"
 
 
 class _Watched:
