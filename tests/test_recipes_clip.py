@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from rank_programs import together
-from test_cli import run
+from test_cli import invoke
 
 from saccade.models import clip
 from saccade.models.resnet import ResNetConfig
@@ -162,6 +162,6 @@ def test_the_command(pairs, tmp_path):
         "--device",
         "cpu",
     ]
-    done = run(*command, "--out", str(tmp_path / "run"), *sizes)
-    assert done.returncode == 0 and "step 1: ends" in done.stdout, done.stderr
-    assert "Example: saccade pretrain clip" in run("pretrain", "clip", "--help").stdout
+    done = invoke(*command, "--out", str(tmp_path / "run"), *sizes)
+    assert done.exit_code == 0 and "step 1: ends" in done.output, done.output
+    assert "Example: saccade pretrain clip" in invoke("pretrain", "clip", "--help").output

@@ -43,7 +43,7 @@ def read_all(source):
     """(levels of the samples that can be used, {name: reason} of the others)."""
     broken = {}
     skipped = Skipped(broken.__setitem__)
-    levels = [int(x) for (batch,) in once(source, level_of, 2, skipped=skipped) for x in batch]
+    levels = [int(x) for (batch,) in once(source, source.in_order(), level_of, 2, skipped=skipped) for x in batch]
     assert skipped.count >= len(broken)
     return levels, broken
 

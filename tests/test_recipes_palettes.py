@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import run
+from test_cli import invoke
 
 from saccade.palette import Palette, count_colors
 from saccade.recipes import palettes
@@ -55,13 +55,13 @@ def test_tokens_and_back(photos, tmp_path, capsys):
 
 def test_the_commands(photos, tmp_path):
     files = [str(tmp_path / name) for name in ("p.npy", "tokens", "back")]
-    done = run("palette", "fit", str(photos), "--out", files[0], "--colors", "4", "--size", "4")
-    assert done.returncode == 0 and "4 colours for 48 pixels" in done.stdout, done.stderr
-    done = run("palette", "encode", str(photos), "--palette", files[0], "--out", files[1], "--size", "4")
-    assert done.returncode == 0 and "3 pictures, 1 skipped" in done.stdout, done.stderr
-    done = run("palette", "decode", files[1], "--palette", files[0], "--out", files[2])
-    assert done.returncode == 0 and "3 pictures, 0 skipped" in done.stdout, done.stderr
-    done = run("palette", "fit", str(tmp_path / "nothing"))
-    assert done.returncode == 1 and done.stderr.startswith("saccade palette fit:") and "Traceback" not in done.stderr
+    done = invoke("palette", "fit", str(photos), "--out", files[0], "--colors", "4", "--size", "4")
+    assert done.exit_code == 0 and "4 colours for 48 pixels" in done.output, done.output
+    done = invoke("palette", "encode", str(photos), "--palette", files[0], "--out", files[1], "--size", "4")
+    assert done.exit_code == 0 and "3 pictures, 1 skipped" in done.output, done.output
+    done = invoke("palette", "decode", files[1], "--palette", files[0], "--out", files[2])
+    assert done.exit_code == 0 and "3 pictures, 0 skipped" in done.output, done.output
+    done = invoke("palette", "fit", str(tmp_path / "nothing"))
+    assert done.exit_code == 1 and done.output.startswith("saccade palette fit:") and "Traceback" not in done.output
     for command in ("fit", "encode", "decode"):
-        assert f"Example: saccade palette {command}" in run("palette", command, "--help").stdout
+        assert f"Example: saccade palette {command}" in invoke("palette", command, "--help").output

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_cli import run
+from test_cli import invoke
 
 from saccade.palette import Palette
 from saccade.recipes import checkpoints, pretrain_imagegpt, saved
@@ -210,10 +210,10 @@ def test_the_command_trains_and_goes_on(pixels, tmp_path):
         str(tmp_path / "run"), "--preset", "igpt-tiny", "--set", "width=16", "--set", "length=16", "--set", "depth=1",
         "--batch", "4", "--warm-up", "2", "--device", "cpu", "--log-every", "1",
     ]  # fmt: skip
-    done = run(*command, "--steps", "2")
-    assert done.returncode == 0 and "step 2: ends" in done.stdout, done.stderr
-    done = run(*command, "--steps", "3")
-    assert done.returncode == 1 and "of a run with steps=2, not 3" in done.stderr and "Traceback" not in done.stderr
-    done = run(*command[:-2], "--steps", "2", "--preset", "igpt-tiny", "--set", "width=sixteen")
-    assert done.returncode == 1 and done.stderr.startswith("saccade pretrain imagegpt: "), done.stderr
-    assert "Example: saccade pretrain imagegpt" in run("pretrain", "imagegpt", "--help").stdout
+    done = invoke(*command, "--steps", "2")
+    assert done.exit_code == 0 and "step 2: ends" in done.output, done.output
+    done = invoke(*command, "--steps", "3")
+    assert done.exit_code == 1 and "of a run with steps=2, not 3" in done.output and "Traceback" not in done.output
+    done = invoke(*command[:-2], "--steps", "2", "--preset", "igpt-tiny", "--set", "width=sixteen")
+    assert done.exit_code == 1 and done.output.startswith("saccade pretrain imagegpt: "), done.output
+    assert "Example: saccade pretrain imagegpt" in invoke("pretrain", "imagegpt", "--help").output

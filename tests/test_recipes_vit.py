@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_cli import run
+from test_cli import invoke
 
 from saccade.models import vit
 from saccade.recipes import pretrain_vit, saved
@@ -135,8 +135,8 @@ def test_every_preset_is_a_model_and_a_run():
 def test_the_command(colors, tmp_path):
     command = ["pretrain", "vit", str(colors), "--out", str(tmp_path / "run"), "--device", "cpu", "--steps", "1"]
     sizes = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
-    done = run(*command, "--preset", "vit-tiny", "--batch", "4", *sizes)
-    assert done.returncode == 0 and "step 1: ends" in done.stdout, done.stderr
-    done = run(*command, "--preset", "vit-b17")
-    assert done.returncode == 1 and "preset 'vit-b17', expected one of vit-b16-in21k" in done.stderr
-    assert "Example: saccade pretrain vit" in run("pretrain", "vit", "--help").stdout
+    done = invoke(*command, "--preset", "vit-tiny", "--batch", "4", *sizes)
+    assert done.exit_code == 0 and "step 1: ends" in done.output, done.output
+    done = invoke(*command, "--preset", "vit-b17")
+    assert done.exit_code == 1 and "preset 'vit-b17', expected one of vit-b16-in21k" in done.output
+    assert "Example: saccade pretrain vit" in invoke("pretrain", "vit", "--help").output

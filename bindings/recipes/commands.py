@@ -1,9 +1,11 @@
 """The recipes' commands: options, and what to install; a recipe is imported when its command runs."""
 
+import json
 from pathlib import Path
 
 import typer
 
+from saccade.files import replacing
 from saccade.recipes.console import one_sentence
 
 SOURCE = "A folder of pictures, a .csv, .tsv or .jsonl of captions, a .npy or .npz, or tar shards."
@@ -21,6 +23,10 @@ PRECISION = typer.Option("float32", help="float32, or bfloat16 or float16 comput
 WORKERS = typer.Option(0, help="Processes that read pictures.")
 DEVICE = typer.Option(None, help="cpu or cuda; a GPU if there is one.")
 LOG_EVERY = typer.Option(10, help="Steps.")
+# and of those that judge a model
+MODEL = typer.Argument(help="What a pretrain command wrote: run/model.safetensors.")
+CLASSES = "With a folder of pictures for each class, or arrays with labels: "
+JSON = typer.Option(None, "--json", help="Write the results to this file.")
 SAVE_EVERY = typer.Option(1000, help="Steps from checkpoint to checkpoint.")
 
 
@@ -28,6 +34,7 @@ def add(app):
     """Add the recipes' commands to the application."""
     app.add_typer(_palette(), name="palette")
     app.add_typer(_pretrain(), name="pretrain")
+    _evaluate(app)
 
 
 def _group(text):
@@ -170,3 +177,62 @@ def _change(text):
         except ValueError:
             continue
     return name, value
+
+
+def _evaluate(app):
+    @app.command(epilog="Example: saccade fewshot run/model.safetensors train test --shots 5 --shots 10")
+    def fewshot(
+        model: Path = MODEL,
+        train: str = typer.Argument(help=CLASSES + "examples are drawn from it."),
+        test: str = typer.Argument(help=CLASSES + "judged on all of it."),
+        shots: list[int] = typer.Option([1, 5, 10, 25], help="Examples of each class; may be repeated."),
+        penalty: list[float] = typer.Option([1024.0], help="Of the least squares; may be repeated."),
+        seeds: int = typer.Option(3, help="How often examples are drawn."),
+        layer: int = typer.Option(None, help="Whose features; the last if not given, ImageGPT's middle."),
+        workers: int = WORKERS, device: str = DEVICE, json_file: Path = JSON,
+    ):  # fmt: skip
+        """How few examples of each class suffice? Least squares from frozen features, in closed form."""
+        with one_sentence("saccade fewshot"):
+            from saccade.recipes import fewshot
+
+            options = dict(shots=shots, penalties=penalty, seeds=seeds, layer=layer, workers=workers, device=device)
+            _keep(json_file, fewshot.run(model, train, test, **options))
+
+    @app.command(epilog='Example: saccade zeroshot run/model.safetensors test --prompts "a photo of a {}."')
+    def zeroshot(
+        model: Path = MODEL,
+        source: str = typer.Argument(help=CLASSES + "their names go into the prompts."),
+        prompts: str = typer.Option("a photo of a {}.", help="One, a file of them, or openai: the paper's 80."),
+        names: Path = typer.Option(None, help="File with what to call each class, one a line, in their order."),
+        workers: int = WORKERS, device: str = DEVICE, json_file: Path = JSON,
+    ):  # fmt: skip
+        """Name pictures that a CLIP was not trained to name, by prompts."""
+        with one_sentence("saccade zeroshot"):
+            from saccade.recipes import zeroshot
+
+            called = None if names is None else names.read_text(encoding="utf-8").splitlines()
+            options = dict(prompts=prompts, names=called, workers=workers, device=device)
+            _keep(json_file, zeroshot.run(model, source, **options))
+
+    @app.command(epilog="Example: saccade probe run/model.safetensors train test --picture layers.png")
+    def probe(
+        model: Path = MODEL,
+        train: str = typer.Argument(help=CLASSES + "fitted to it; a fifth is held out to choose by."),
+        test: str = typer.Argument(help=CLASSES + "judged on it."),
+        layer: list[int] = typer.Option(None, help="May be repeated; all if not given."),
+        picture: Path = typer.Option(None, help="Plot of accuracy by layer, a .png."),
+        seed: int = typer.Option(0, help=SEED),
+        workers: int = WORKERS, device: str = DEVICE, json_file: Path = JSON,
+    ):  # fmt: skip
+        """What does each layer know? A linear classifier by L-BFGS on every layer's features."""
+        with one_sentence("saccade probe"):
+            from saccade.recipes import probe
+
+            options = dict(layers=layer or None, seed=seed, picture=picture, workers=workers, device=device)
+            _keep(json_file, probe.run(model, train, test, **options))
+
+
+def _keep(path, result):
+    if path is not None:
+        with replacing(path) as file:
+            file.write(json.dumps(result, indent=1).encode())

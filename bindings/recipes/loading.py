@@ -44,11 +44,11 @@ class Loader:
                 samples = []
 
 
-def once(source, prepare, batch, *, skipped, workers=0):
-    """Batches of every sample once, in the source's own order; the last may be smaller."""
+def once(source, jobs, prepare, batch, *, skipped, workers=0):
+    """Batches of the samples of ``jobs``, as ``source.in_order()`` gives them; the last may be smaller."""
     samples = []
-    jobs = (((0, i), job) for i, job in enumerate(source.in_order()))
-    for _, sample in _read(_Reader(source, prepare, 0), jobs, workers):
+    placed = (((0, i), job) for i, job in enumerate(jobs))
+    for _, sample in _read(_Reader(source, prepare, 0), placed, workers):
         if isinstance(sample, Broken):
             skipped.add(sample)
             continue
