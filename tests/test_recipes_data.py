@@ -240,3 +240,6 @@ def test_cuts_by_hand():
     # a square of the shorter side shows 100 of 200 levels, less half an output pixel at either end
     (low, high), (least, most), (small, large) = widths
     assert 92 <= low <= high <= 96 and 52 <= least < 60 and 74 <= most <= 84 and small < 50 and large > 110
+    for mirror, firsts in ((False, {0}), (True, {0, 1})):
+        whole = [pictures.random_area(ramp, 16, rng, least=1, mirror=mirror)[8, :, 0].astype(int) for _ in range(20)]
+        assert {int(row[0] > row[-1]) for row in whole} == firsts and all(90 < np.ptp(row) < 100 for row in whole)

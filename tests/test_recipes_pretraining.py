@@ -165,6 +165,10 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(pixels, tmp_pat
     pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
     with pytest.raises(ValueError, match=r"of a run with batch=4, not 8: choose another folder"):
         pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2, batch=8))
+    other = objective_of(pixels)
+    other.options["palette"] = [[0.0, 0.0, 0.0]]
+    with pytest.raises(ValueError, match=r"of a run with objective="):
+        pretrain(other, Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
     (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a whole checkpoint"):
         pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2))

@@ -119,6 +119,8 @@ def _pretrain():
         preset: str = typer.Option("vit-b16-in21k", help="As scaling-vit-g14 or vit-tiny; a wrong one lists all."),
         objective: str = typer.Option(None, help="supervised, or masked: tell hidden patches' mean colours."),
         classes: int = typer.Option(None, help="How many; for shards, which do not say."),
+        least_area: float = typer.Option(0.05, help="Share of a picture that a random cut shows at least; 1: no cuts."),
+        mirror: bool = typer.Option(True, help="Mirror half of the pictures."),
         out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
         parts: int = PARTS, learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
         seed: int = typer.Option(0, help=SEED), workers: int = WORKERS, device: str = DEVICE,
@@ -130,7 +132,10 @@ def _pretrain():
 
             settings = _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
             running = dict(workers=workers, device=device, log_every=log_every, save_every=save_every)
-            pretrain_vit.run(source, out, preset=preset, objective=objective, classes=classes, **settings, **running)
+            cut = dict(least=least_area, mirror=mirror)
+            pretrain_vit.run(
+                source, out, preset=preset, objective=objective, classes=classes, **cut, **settings, **running
+            )
 
     @group.command(epilog="Example: saccade pretrain clip captions.csv --preset clip-tiny --epochs 30 --out run")
     def clip(

@@ -12,11 +12,12 @@ class Objective(nn.Module):
     """A model and the loss of a batch of its inputs.
 
     ``prepare(sample, rng)`` makes the arrays of one sample, in any process; its randomness comes from ``rng`` alone.
+    ``options`` say what else makes a run what it is: it can only be taken up with the same.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, **options):
         super().__init__()
-        self.model = model
+        self.model, self.options = model, options
 
     def prepare(self, sample, rng):
         """The arrays of one sample as a tuple."""

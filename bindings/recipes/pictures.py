@@ -61,14 +61,16 @@ def random_scaled_square(picture, side, rng):
     return _square(picture, side, min(picture.shape[:2]) * 224 / rng.uniform(256, 384), rng)
 
 
-def random_area(picture, side, rng, least=0.05):
+def random_area(picture, side, rng, least=0.05, mirror=True):
     """A rectangle of ``least`` … 1 of the area, 3:4 … 4:3, made square and mirrored half of the time: ViT's.
+
+    With ``least`` of 1 the middle; without ``mirror`` never mirrored, as where left and right mean something.
 
     Szegedy et al., "Going Deeper with Convolutions", 2015, section 6. After ten tries that do not fit, the middle.
     """
     height, width, _ = picture.shape
     out = None
-    for _ in range(10):
+    for _ in range(10 if least < 1 else 0):
         area = height * width * rng.uniform(least, 1)
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
@@ -77,7 +79,7 @@ def random_area(picture, side, rng, least=0.05):
             out = resized(picture, side, side, (left, top, left + w, top + h))
             break
     out = central(picture, side) if out is None else out
-    return out[:, ::-1] if rng.random() < 0.5 else out
+    return out[:, ::-1] if mirror and rng.random() < 0.5 else out
 
 
 def _square(picture, side, cut, rng):

@@ -62,7 +62,7 @@ class Pairs(Objective):
     """Pictures and captions, each to be told from all others of the batch, whatever rank they are on."""
 
     def __init__(self, model, tokenizer):
-        super().__init__(model)
+        super().__init__(model, tokenizer=tokenizer)
         self.named, self.tokenizer = tokenizer, tokenizer_of(tokenizer)
         self.side, self.context = model.config.image.image_size, model.config.text.context
 

@@ -70,17 +70,20 @@ OBJECTIVES = ("supervised", "masked")
 
 
 class Classes(Objective):
-    """Pictures and their labels: softmax or, as Scaling ViT, sigmoid cross entropy."""
+    """Pictures and their labels: softmax or, as Scaling ViT, sigmoid cross entropy.
 
-    def __init__(self, model, names, loss="softmax"):
-        super().__init__(model)
-        self.names, self.kind, self.side = names, loss, model.config.image_size
+    ``cut`` are options of ``random_area``.
+    """
+
+    def __init__(self, model, names, loss="softmax", **cut):
+        super().__init__(model, classes=names, loss=loss, **cut)
+        self.names, self.kind, self.side, self.cut = names, loss, model.config.image_size, cut
 
     def prepare(self, sample, rng):
         classes = self.model.config.classes
         if sample.label is None or sample.label >= classes:
             raise Broken(sample.name, f"label {sample.label}, expected one of {classes} classes")
-        return random_area(sample.picture, self.side, rng), np.int64(sample.label)
+        return random_area(sample.picture, self.side, rng, **self.cut), np.int64(sample.label)
 
     def forward(self, images, labels):
         logits = self.model(images)
@@ -98,11 +101,11 @@ class Patches(Objective):
     A ViT without classes; the linear map to colours is this objective's own, and the final norm sees every token.
     """
 
-    def __init__(self, model):
-        super().__init__(model)
+    def __init__(self, model, **cut):
+        super().__init__(model, **cut)
         if model.config.pooling == "map":
             raise ValueError("Patches: pooling='map' would stay untrained, expected 'token' or 'mean'")
-        self.side = model.config.image_size
+        self.side, self.cut = model.config.image_size, cut
         self.mask_token = nn.Parameter(torch.zeros(model.config.width))
         self.colors = nn.Linear(model.config.width, COLORS)
         for parameter in self.colors.parameters():
@@ -110,7 +113,7 @@ class Patches(Objective):
 
     def prepare(self, sample, rng):
         """The picture; for each patch the one whose embedding it shows, −1 for none; its colour, −100 if not asked."""
-        picture = np.ascontiguousarray(random_area(sample.picture, self.side, rng))
+        picture = np.ascontiguousarray(random_area(sample.picture, self.side, rng, **self.cut))
         shown, corrupted = corruption(self.model.config.grid[0] * self.model.config.grid[1], rng)
         return picture, shown, np.where(corrupted, mean_colors(picture, self.model.config.patch_size), -100)
 
@@ -151,8 +154,8 @@ def mean_colors(picture, p):
 
 
 def run(
-    source, out, *, preset="vit-b16-in21k", objective=None, classes=None, model=None, training=None, optimization=None,
-    **options,
+    source, out, *, preset="vit-b16-in21k", objective=None, classes=None, least=0.05, mirror=True, model=None,
+    training=None, optimization=None, **options,
 ):  # fmt: skip
     """Pre-train a ViT.
 
@@ -162,6 +165,7 @@ def run(
         preset: a name in ``PRESETS``.
         objective: "supervised" or "masked"; the preset's if None.
         classes: how many; those of the source if None.
+        least, mirror: how pictures are cut at random (``saccade.recipes.pictures.random_area``).
         model, training, optimization: changes to the preset's ``ViTConfig``, ``Training`` and ``Optimization``.
         options: of ``saccade.recipes.pretraining.pretrain``.
     """
@@ -171,12 +175,12 @@ def run(
     if objective not in OBJECTIVES:
         raise ValueError(f"{objective=}, expected one of {', '.join(OBJECTIVES)}")
     pictures, how = open_source(source), how.changed(training, optimization)
-    config = replace(config, **(model or {}))
+    config, cut = replace(config, **(model or {})), dict(least=least, mirror=mirror)
     if objective == "masked":
         config = replace(config, classes=None, representation=None)
-        return pretrain(Patches(ViT(config, seed=how.seed, dropout=dropout)), pictures, out, how, **options)
+        return pretrain(Patches(ViT(config, seed=how.seed, dropout=dropout), **cut), pictures, out, how, **options)
     names = pictures.classes or [str(i) for i in range(classes or 0)]
     if not names:
         raise ValueError(f"{source} does not say its classes: put each class in a folder, or give their number")
     module = ViT(replace(config, classes=len(names)), seed=how.seed, dropout=dropout)
-    return pretrain(Classes(module, names, own.get("loss", "softmax")), pictures, out, how, **options)
+    return pretrain(Classes(module, names, own.get("loss", "softmax"), **cut), pictures, out, how, **options)

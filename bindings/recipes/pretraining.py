@@ -128,7 +128,7 @@ class Run:
         # what a GPU or a number of parts changes is rounding alone
         self.settings = {k: v for k, v in asdict(training).items() if k != "parts"} | {"steps": self.steps}
         self.settings["optimization"] = {k: str(v) for k, v in asdict(how).items()}
-        self.settings["model"] = str(objective.model.config)
+        self.settings |= {"model": str(objective.model.config), "objective": str(objective.options)}
         state = checkpoints.read(out / "checkpoint.pt", self.settings)
         self.step = 0 if state is None else state["step"]
         self.log = Log(out, self.step, self.console) if rank == 0 else None
