@@ -54,3 +54,10 @@ def test_demo_without_its_libraries_says_what_to_install():
     done = run("demo", before="sys.modules['skimage'] = None")
     assert done.returncode == 1
     assert done.stderr.strip() == 'saccade demo needs skimage: pip install "saccade[demo]"'
+
+
+def test_recipes_without_their_libraries_say_what_to_install():
+    for missing, command in (("torch", ["pretrain", "vit", "x"]), ("PIL", ["palette", "fit", "x"])):
+        done = run(*command, before=f"sys.modules['{missing}'] = None")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert missing in done.stderr and "pip install" in done.stderr

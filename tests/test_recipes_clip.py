@@ -139,6 +139,13 @@ def test_samples_without_a_caption_are_broken():
     assert picture.shape == (8, 8, 3) and tokens.shape == (12,) and tokens[-1] == 513
 
 
+def test_measures_are_of_one_batch():
+    objective, (images, tokens) = objective_of(), batch_of(6)
+    found = objective.measures(images, torch.stack([tokens[0]] * 6))
+    # six equal captions: every picture is nearest to the first of them
+    assert found["accuracy"] == pytest.approx(1 / 6) and found["loss"] >= np.log(6) - 1e-9
+
+
 def test_every_preset_is_a_run():
     for name, (config, training) in pretrain_clip.PRESETS.items():
         assert training.batch % 2 == 0 and (config.logit_bias is not None) == name.startswith("siglip"), name

@@ -69,7 +69,7 @@ def same(model, other):
     return all(a == b and np.array_equal(x, y) for (a, x), (b, y) in pairs)
 
 
-@pytest.mark.parametrize("how", [{}, {"precision": "bfloat16"}, {"adafactor": True}])
+@pytest.mark.parametrize("how", [{}, {"precision": "bfloat16"}, {"precision": "float16"}, {"adafactor": True}])
 def test_an_interrupted_run_goes_on_bit_for_bit(pixels, tmp_path, how):
     adafactor = how.pop("adafactor", False)
     settings = training(**how)
@@ -189,6 +189,20 @@ def test_broken_samples_are_named_in_the_log(pixels, tmp_path):
     named = [record for record in records(tmp_path) if record.get("event") == "skipped"]
     assert [(record["name"], record["reason"]) for record in named] == [("a.npz[?]", "planted")]
     assert records(tmp_path)[-1] == {"step": 2, "event": "ends", "skipped": 1}
+
+
+def test_held_out_samples_are_judged_without_a_trace(pixels, tmp_path):
+    source, options = Arrays(pixels / "a.npz"), dict(log_every=2, save_every=3)
+    plain = pretrain(objective_of(pixels, dropout=0.1), source, tmp_path / "plain", training(), **options)
+    held_out = dict(held_out=pixels / "a.npz")
+    judged = pretrain(objective_of(pixels, dropout=0.1), source, tmp_path / "judged", training(), **held_out, **options)
+    assert same(plain, judged) and losses(tmp_path / "plain") == losses(tmp_path / "judged")
+    found = {r["step"]: r["held_out_loss"] for r in records(tmp_path / "judged") if "held_out_loss" in r}
+    objective = objective_of(pixels)
+    tokens = [objective.prepare(source.read(i), None, training=False)[0] for i in range(40)]
+    with torch.no_grad():
+        expected = judged.loss(torch.from_numpy(np.stack(tokens))).item()
+    assert list(found) == [3, 6, 8] and found[8] == pytest.approx(expected, rel=1e-5)
 
 
 def test_lengths_and_shares():

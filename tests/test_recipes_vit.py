@@ -38,7 +38,7 @@ def losses(out):
 def test_a_vit_learns_to_name_pictures(colors, tmp_path, preset):
     model = pretrain_vit.run(
         colors, tmp_path, preset=preset, model=TINY, training=dict(steps=40, batch=20), log_every=1, device="cpu",
-        optimization=dict(warm_up=2, peak=1e-2, head_decay=None, cool_down=5),
+        optimization=dict(warm_up=2, peak=1e-2, head_decay=None, cool_down=5), held_out=colors,
     )  # fmt: skip
     found = losses(tmp_path)
     # softmax over a head of zeros; sigmoids of a bias of −10, which are right for all classes but one
@@ -49,7 +49,9 @@ def test_a_vit_learns_to_name_pictures(colors, tmp_path, preset):
     source = Arrays(colors)
     images = torch.from_numpy(np.stack([source.read(i).picture for i in range(60)]))
     with torch.no_grad():
-        assert (loaded(images).argmax(1).numpy() == source.labels).mean() > 0.8
+        accuracy = (loaded(images).argmax(1).numpy() == source.labels).mean()
+    last = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()][-2]
+    assert accuracy > 0.8 and last["step"] == 40 and last["held_out_accuracy"] == pytest.approx(accuracy)
 
 
 def test_labels_beyond_the_classes_are_broken():

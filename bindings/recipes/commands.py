@@ -20,6 +20,7 @@ PARTS = typer.Option(1, help="Compute a batch in so many parts, to save memory; 
 RATE = typer.Option(None, help="The learning rate after warm-up.")
 WARM_UP = typer.Option(None, help="Steps of warm-up.")
 PRECISION = typer.Option("float32", help="float32, or bfloat16 or float16 computation with float32 parameters.")
+HELD_OUT = typer.Option(None, help="Like the source: what the model is judged on at every checkpoint.")
 WORKERS = typer.Option(0, help="Processes that read pictures.")
 DEVICE = typer.Option(None, help="cpu or cuda; a GPU if there is one.")
 LOG_EVERY = typer.Option(10, help="Steps.")
@@ -100,7 +101,7 @@ def _pretrain():
         objective: str = typer.Option("autoregressive", help="autoregressive, or bert with 15 % of pixels masked."),
         out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
         parts: int = PARTS, learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
-        seed: int = typer.Option(0, help=SEED), workers: int = WORKERS, device: str = DEVICE,
+        seed: int = typer.Option(0, help=SEED), held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE,
         log_every: int = LOG_EVERY, save_every: int = SAVE_EVERY,
     ):  # fmt: skip
         """Predict pixels from pixels: ImageGPT."""
@@ -108,7 +109,9 @@ def _pretrain():
             from saccade.recipes import pretrain_imagegpt
 
             settings = _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
-            running = dict(workers=workers, device=device, log_every=log_every, save_every=save_every)
+            running = dict(
+                workers=workers, device=device, log_every=log_every, save_every=save_every, held_out=held_out
+            )
             pretrain_imagegpt.run(
                 source, out, palette=palette, preset=preset, objective=objective, **settings, **running
             )
@@ -123,7 +126,7 @@ def _pretrain():
         mirror: bool = typer.Option(True, help="Mirror half of the pictures."),
         out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
         parts: int = PARTS, learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
-        seed: int = typer.Option(0, help=SEED), workers: int = WORKERS, device: str = DEVICE,
+        seed: int = typer.Option(0, help=SEED), held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE,
         log_every: int = LOG_EVERY, save_every: int = SAVE_EVERY,
     ):  # fmt: skip
         """Name pictures, or tell hidden patches' colours: ViT and Scaling ViT."""
@@ -131,7 +134,9 @@ def _pretrain():
             from saccade.recipes import pretrain_vit
 
             settings = _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
-            running = dict(workers=workers, device=device, log_every=log_every, save_every=save_every)
+            running = dict(
+                workers=workers, device=device, log_every=log_every, save_every=save_every, held_out=held_out
+            )
             cut = dict(least=least_area, mirror=mirror)
             pretrain_vit.run(
                 source, out, preset=preset, objective=objective, classes=classes, **cut, **settings, **running
@@ -146,7 +151,7 @@ def _pretrain():
         caption_column: str = typer.Option(None, help="Of a table: where its caption stands; caption if not given."),
         out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
         parts: int = PARTS, learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
-        seed: int = typer.Option(0, help=SEED), workers: int = WORKERS, device: str = DEVICE,
+        seed: int = typer.Option(0, help=SEED), held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE,
         log_every: int = LOG_EVERY, save_every: int = SAVE_EVERY,
     ):  # fmt: skip
         """Tell which caption belongs to which picture: CLIP and SigLIP."""
@@ -154,7 +159,9 @@ def _pretrain():
             from saccade.recipes import pretrain_clip
 
             settings = _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
-            running = dict(workers=workers, device=device, log_every=log_every, save_every=save_every)
+            running = dict(
+                workers=workers, device=device, log_every=log_every, save_every=save_every, held_out=held_out
+            )
             columns = {"image_column": image_column, "caption_column": caption_column}
             columns = {name: column for name, column in columns.items() if column is not None}
             pretrain_clip.run(

@@ -39,5 +39,8 @@ def one_sentence(command):
     """End the program with the sentence of an error that a user can do something about."""
     try:
         yield
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        known = "pip install" in str(error)
+        sys.exit(f"{command}: {error}" if known else f'{command} needs {error.name}: pip install "saccade[train]"')
+    except (OSError, ValueError) as error:
         sys.exit(f"{command}: {error}")

@@ -27,7 +27,7 @@ class Log:
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(Path(folder) / "tensorboard", purge_step=step)
+            self.board = SummaryWriter(Path(folder) / "tensorboard", purge_step=step + 1)
 
     def scalars(self, step, **values):
         """Numbers of a step."""

@@ -11,17 +11,22 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class Objective(nn.Module):
     """A model and the loss of a batch of its inputs.
 
-    ``prepare(sample, rng)`` makes the arrays of one sample, in any process; its randomness comes from ``rng`` alone.
-    ``options`` say what else makes a run what it is: it can only be taken up with the same.
+    ``prepare(sample, rng, training)`` makes the arrays of one sample, in any process; its randomness comes from ``rng``
+    alone, and without ``training`` a picture is cut as the paper evaluates. ``options`` say what else makes a run what
+    it is: it can only be taken up with the same.
     """
 
     def __init__(self, model, **options):
         super().__init__()
         self.model, self.options = model, options
 
-    def prepare(self, sample, rng):
+    def prepare(self, sample, rng, training=True):
         """The arrays of one sample as a tuple."""
         raise NotImplementedError
+
+    def measures(self, *batch):
+        """What is said of held-out samples, means over a batch by name."""
+        return {"loss": self(*batch)}
 
     def backward(self, call, parts, scaled):
         """Add the gradients of the mean over ``parts`` of a batch; the loss.

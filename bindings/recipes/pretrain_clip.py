@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import saccade
 from saccade.models import clip
 from saccade.models.resnet import ResNetConfig
 from saccade.models.transformer import under
@@ -17,7 +18,7 @@ from saccade.recipes.checkpoints import random_state, set_random_state
 from saccade.recipes.data import open_source
 from saccade.recipes.objectives import Objective, synchronized
 from saccade.recipes.optimization import Optimization
-from saccade.recipes.pictures import Broken, random_square
+from saccade.recipes.pictures import Broken, central, random_square
 from saccade.recipes.pretraining import Training, preset_of, pretrain
 from saccade.tokenizer import Tokenizer
 from saccade.torch import CLIP, ring
@@ -66,14 +67,22 @@ class Pairs(Objective):
         self.named, self.tokenizer = tokenizer, tokenizer_of(tokenizer)
         self.side, self.context = model.config.image.image_size, model.config.text.context
 
-    def prepare(self, sample, rng):
+    def prepare(self, sample, rng, training=True):
         if sample.caption is None:
             raise Broken(sample.name, "no caption")
         tokens = self.tokenizer.tokenize(sample.caption, self.context, truncate=True)[0]
-        return random_square(sample.picture, self.side, rng), tokens.astype(np.int64)
+        cut = random_square(sample.picture, self.side, rng) if training else central(sample.picture, self.side)
+        return cut, tokens.astype(np.int64)
 
     def forward(self, images, tokens):
         return self.model(images, tokens)
+
+    def measures(self, images, tokens):
+        """The loss of this rank's batch alone, and how many pictures are nearest to their own caption in it."""
+        images, texts, *factors = self(images, tokens)
+        loss = saccade.clip_loss if self.model.config.logit_bias is None else saccade.siglip_loss
+        nearest = (images @ texts.T).argmax(1) == torch.arange(len(images), device=images.device)
+        return {"loss": loss(images, texts, *factors), "accuracy": nearest.float().mean()}
 
     def loss(self, *outputs):
         """Of the embeddings of a whole batch, or of a rank's share of one."""

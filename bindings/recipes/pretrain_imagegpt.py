@@ -9,7 +9,7 @@ from saccade.palette import Palette
 from saccade.recipes.data import open_source
 from saccade.recipes.objectives import Objective
 from saccade.recipes.optimization import Optimization
-from saccade.recipes.pictures import random_scaled_square
+from saccade.recipes.pictures import central, random_scaled_square
 from saccade.recipes.pretraining import Training, preset_of, pretrain
 from saccade.torch import ImageGPT
 
@@ -43,8 +43,9 @@ class Pixels(Objective):
         super().__init__(model, palette=palette.centers.tolist())
         self.palette, self.side = palette, round(model.config.length**0.5)
 
-    def prepare(self, sample, rng):
-        tokens = self.palette.encode(random_scaled_square(sample.picture, self.side, rng)).ravel().astype(np.int64)
+    def prepare(self, sample, rng, training=True):
+        cut = random_scaled_square(sample.picture, self.side, rng) if training else central(sample.picture, self.side)
+        tokens = self.palette.encode(cut).ravel().astype(np.int64)
         if self.model.config.causal:
             return (tokens,)
         mask = rng.random(len(tokens)) < MASKED

@@ -15,7 +15,7 @@ from saccade.models.vit import ViTConfig, variant
 from saccade.recipes.data import open_source
 from saccade.recipes.objectives import Objective
 from saccade.recipes.optimization import Optimization
-from saccade.recipes.pictures import Broken, random_area
+from saccade.recipes.pictures import Broken, random_area, stretched
 from saccade.recipes.pretraining import Training, preset_of, pretrain
 from saccade.torch import ViT
 
@@ -79,14 +79,22 @@ class Classes(Objective):
         super().__init__(model, classes=names, loss=loss, **cut)
         self.names, self.kind, self.side, self.cut = names, loss, model.config.image_size, cut
 
-    def prepare(self, sample, rng):
+    def prepare(self, sample, rng, training=True):
         classes = self.model.config.classes
         if sample.label is None or sample.label >= classes:
             raise Broken(sample.name, f"label {sample.label}, expected one of {classes} classes")
-        return random_area(sample.picture, self.side, rng, **self.cut), np.int64(sample.label)
+        picture = sample.picture
+        cut = random_area(picture, self.side, rng, **self.cut) if training else stretched(picture, self.side)
+        return cut, np.int64(sample.label)
 
     def forward(self, images, labels):
+        return self._loss(self.model(images), labels)
+
+    def measures(self, images, labels):
         logits = self.model(images)
+        return {"loss": self._loss(logits, labels), "accuracy": (logits.argmax(1) == labels).float().mean()}
+
+    def _loss(self, logits, labels):
         if self.kind == "softmax":
             return saccade.softmax_cross_entropy(logits, labels)
         return saccade.sigmoid_cross_entropy(logits, nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype))
@@ -111,9 +119,11 @@ class Patches(Objective):
         for parameter in self.colors.parameters():
             nn.init.zeros_(parameter)
 
-    def prepare(self, sample, rng):
+    def prepare(self, sample, rng, training=True):
         """The picture; for each patch the one whose embedding it shows, −1 for none; its colour, −100 if not asked."""
-        picture = np.ascontiguousarray(random_area(sample.picture, self.side, rng, **self.cut))
+        whole = sample.picture
+        picture = random_area(whole, self.side, rng, **self.cut) if training else stretched(whole, self.side)
+        picture = np.ascontiguousarray(picture)
         shown, corrupted = corruption(self.model.config.grid[0] * self.model.config.grid[1], rng)
         return picture, shown, np.where(corrupted, mean_colors(picture, self.model.config.patch_size), -100)
 

@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,8 +13,8 @@ from rich.console import Console
 
 from saccade.recipes import checkpoints, saved
 from saccade.recipes.console import progress_bar
-from saccade.recipes.data import Skipped
-from saccade.recipes.loading import Loader
+from saccade.recipes.data import Skipped, open_source
+from saccade.recipes.loading import Loader, once
 from saccade.recipes.logs import Log
 from saccade.recipes.objectives import PRECISIONS, Mixed
 from saccade.recipes.optimization import Optimization, average_of, optimizer_for, scheduler_for
@@ -81,7 +82,8 @@ class Stopped(SystemExit):
 
 
 def pretrain(
-    objective, source, out, training, *, workers=0, device=None, log_every=10, save_every=1000, console=None
+    objective, source, out, training, *, held_out=None, workers=0, device=None, log_every=10, save_every=1000,
+    console=None,
 ):  # fmt: skip
     """Train an ``Objective`` on a source, from the checkpoint in the folder ``out`` if there is one.
 
@@ -93,6 +95,7 @@ def pretrain(
         source: of ``saccade.recipes.data`` or ``shards``.
         out: the folder.
         training: a ``Training``.
+        held_out: a path of samples to judge the model on at every checkpoint, as ``open_source`` takes it, or None.
         workers: processes that read pictures.
         device: "cpu" or "cuda"; a GPU if there is one.
         log_every, save_every: steps.
@@ -102,7 +105,8 @@ def pretrain(
         The trained model, in evaluation mode.
     """
     with joined(device) as ranks:
-        run = Run(objective, source, Path(out), training, workers, ranks, console)
+        held_out = None if held_out is None else open_source(held_out)
+        run = Run(objective, source, held_out, Path(out), training, workers, ranks, console)
         with contextlib.closing(run):
             return run.train(log_every, save_every)
 
@@ -110,8 +114,9 @@ def pretrain(
 class Run:
     """A run of ``pretrain``: everything that a checkpoint holds."""
 
-    def __init__(self, objective, source, out, training, workers, ranks, console):
+    def __init__(self, objective, source, held_out, out, training, workers, ranks, console):
         self.objective, self.out, self.training, self.ranks = objective, out, training, ranks
+        self.held_out = held_out
         self.console = console or Console(quiet=ranks.rank > 0)
         self.steps = training.length(source)
         share, rank, seed = training.share(ranks.count), ranks.rank, training.seed
@@ -151,6 +156,7 @@ class Run:
                     self._report(loss, norm, progress)
                 stop = self.ranks.any(asked)
                 if stop or self.step % save_every == 0 or self.step == self.steps:
+                    self._judge()
                     self._save()
                 if stop:
                     self._event("stops", signal=signal.SIGTERM.name)
@@ -184,6 +190,26 @@ class Run:
         if self.log is not None:
             rate = self.scheduler.get_last_lr()[0]
             self.log.scalars(self.step, loss=loss, learning_rate=rate, gradient_norm=norm.item())
+
+    @torch.no_grad()
+    def _judge(self):
+        """Log the means of the objective's measures over the held-out samples, on the first rank alone."""
+        if self.held_out is None or self.log is None:
+            return
+        self.objective.eval()
+        prepare, sums, count = partial(self.objective.prepare, training=False), {}, 0
+        skipped, share = Skipped(self._skipped), self.loader.batch
+        for batch in once(self.held_out, self.held_out.in_order(), prepare, share, skipped=skipped):
+            count += len(batch[0])
+            found = self.objective.measures(*(torch.from_numpy(x).to(self.ranks.device) for x in batch))
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + len(batch[0]) * value.item()
+        self.objective.train()
+        if not count:
+            raise ValueError(f"{self.held_out.path}: none of its samples can be used")
+        means = {f"held_out_{name}": total / count for name, total in sums.items()}
+        self.log.scalars(self.step, **means)
+        self.console.print(f"step {self.step}: " + ", ".join(f"{name} {x:.4f}" for name, x in means.items()))
 
     def _save(self):
         own = {"place": self.loader.place, "skipped": self.loader.skipped.count}
