@@ -77,6 +77,14 @@ def pretraining(ranks, source, out):
     return {}
 
 
+def palette(ranks, source, out):
+    """A palette fitted by all ranks."""
+    from saccade.recipes import palettes
+
+    fitted, skipped = palettes.fit(source, out, colors=8)
+    return {"centers": torch.from_numpy(fitted.centers), "skipped": skipped}
+
+
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parent))
     from saccade.recipes.ranks import joined

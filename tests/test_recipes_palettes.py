@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from rank_programs import together
 from test_cli import invoke
 
 from saccade.palette import Palette, count_colors
@@ -27,6 +28,13 @@ def test_a_palette_is_fitted_to_the_pixels_of_all_pictures(photos, tmp_path, cap
     assert np.array_equal(Palette.load(tmp_path / "p.npy").centers, whole.centers)
     out = capsys.readouterr().out
     assert f"skipped {photos / 'b' / 'z.png'}: UnidentifiedImageError" in out and "1 pictures skipped" in out
+
+
+def test_ranks_fit_the_palette_of_all_pictures(photos, tmp_path):
+    palette, _ = palettes.fit(photos, tmp_path / "alone.npy", colors=8)
+    found = together("palette", 2, tmp_path, photos, tmp_path / "p.npy")
+    assert np.array_equal(found["centers"], palette.centers) and found["skipped"] == 1
+    assert np.array_equal(Palette.load(tmp_path / "p.npy").centers, palette.centers)
 
 
 def test_histograms_add(photos):

@@ -1,5 +1,8 @@
 """``saccade palette``: fit a palette to pictures, and turn folders of pictures into tokens and back."""
 
+import contextlib
+import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,8 @@ from saccade.recipes.pictures import Broken, Image, central
 def fit(path, out, *, colors=512, side=None, iterations=100, seed=0, console=None):
     """Fit a palette to all pictures of a source and write it to ``out``, in the form of ``kmeans_centers.npy``.
 
+    Under ``torchrun`` each rank counts its share of the pictures; their histograms add to that of all, bit for bit.
+
     Args:
         path: as ``saccade.recipes.data.open_source`` takes it.
         out: the file.
@@ -27,21 +32,41 @@ def fit(path, out, *, colors=512, side=None, iterations=100, seed=0, console=Non
         (the palette, how many pictures were skipped).
     """
     console = console or Console()
-    source, skipped, histogram = open_source(path), reporting(console), None
-    with progress_bar("Counting colours", console) as progress:
-        for sample in _samples(source, progress(source.in_order()), skipped):
-            picture = sample.picture if side is None else central(sample.picture, side)
-            histogram = count_colors(picture, histogram)
-    if histogram is None:
-        raise ValueError(f"{path}: none of its pictures can be read")
-    palette = Palette.fit_histogram(histogram, colors, iterations=iterations, seed=seed)
-    palette.save(out)
+    with _ranks() as ranks:
+        if ranks is not None and ranks.rank:
+            console = Console(quiet=True)
+        histogram, skipped = _counted(open_source(path), side, ranks, console)
+        if not histogram.any():
+            raise ValueError(f"{path}: none of its pictures can be read")
+        palette = Palette.fit_histogram(histogram, colors, iterations=iterations, seed=seed)
+        if ranks is None or ranks.rank == 0:
+            palette.save(out)
     console.print(
         f"{out}: {colors} colours for {histogram.sum():,} pixels, mean squared distance {palette.inertia:.1f} levels² "
-        f"per pixel; {skipped.count} pictures skipped",
+        f"per pixel; {skipped} pictures skipped",
         soft_wrap=True,
     )
-    return palette, skipped.count
+    return palette, skipped
+
+
+def _counted(source, side, ranks, console):
+    """(the histogram of all ranks, how many pictures were skipped)."""
+    jobs, skipped, histogram = source.in_order(), reporting(console), np.zeros(1 << 24, np.int64)
+    if ranks is not None:
+        jobs = itertools.islice(jobs, ranks.rank, None, ranks.count)
+    with progress_bar("Counting colours", console) as progress:
+        for sample in _samples(source, progress(jobs), skipped):
+            count_colors(sample.picture if side is None else central(sample.picture, side), histogram)
+    return (histogram, skipped.count) if ranks is None else ranks.sums(histogram, skipped.count)
+
+
+def _ranks():
+    """The processes of ``torchrun``; None, and no torch, where there are none."""
+    if "WORLD_SIZE" not in os.environ:
+        return contextlib.nullcontext(None)
+    from saccade.recipes.ranks import joined
+
+    return joined("cpu")
 
 
 def encode(path, palette, out, *, side=None, console=None):

@@ -37,6 +37,12 @@ class Ranks:
             distributed.all_reduce(x)
         return x / self.count
 
+    def sums(self, array, number):
+        """The sums over ranks of a NumPy array and of a number."""
+        if self.count > 1:
+            distributed.all_reduce(torch.from_numpy(array))
+        return array, sum(self.gathered(number))
+
     def any(self, flag):
         """Whether the flag is set on any rank."""
         return bool(self.mean(torch.tensor(float(bool(flag)), device=self.device))) if self.count > 1 else bool(flag)
