@@ -35,6 +35,7 @@ def add(app):
     """Add the recipes' commands to the application."""
     app.add_typer(_palette(), name="palette")
     app.add_typer(_pretrain(), name="pretrain")
+    _generate(app)
     _evaluate(app)
 
 
@@ -189,6 +190,31 @@ def _change(text):
         except ValueError:
             continue
     return name, value
+
+
+def _generate(app):
+    @app.command(epilog="Example: saccade generate run/model.safetensors --complete photos --top-k 40 --out drawn.png")
+    def generate(
+        model: Path = MODEL,
+        out: Path = typer.Option("drawn.png", help="The pictures side by side."),
+        count: int = typer.Option(16, help="How many pictures, or how many to complete."),
+        complete: str = typer.Option(None, help="Pictures to complete: " + SOURCE.lower()),
+        given: float = typer.Option(0.5, help="The share of rows that the model sees of those."),
+        draws: int = typer.Option(3, help="Completions of each."),
+        temperature: float = typer.Option(1.0, help="1 draws from the model itself, 0 takes the likeliest."),
+        top_k: int = typer.Option(None, help="Draw from so many likeliest colours alone."),
+        top_p: float = typer.Option(None, help="Draw from the fewest colours that have this share of the probability."),
+        seed: int = typer.Option(0, help=SEED),
+        zoom: int = typer.Option(4, help="The side of a pixel."),
+        device: str = DEVICE,
+    ):  # fmt: skip
+        """Draw pictures, from nothing or from the upper part of given ones."""
+        with one_sentence("saccade generate"):
+            from saccade.recipes import generate
+
+            sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+            shown = dict(count=count, complete=complete, given=given, draws=draws, zoom=zoom, device=device)
+            generate.run(model, out, **sampling, **shown)
 
 
 def _evaluate(app):

@@ -55,7 +55,7 @@ def _counted(source, side, ranks, console):
     if ranks is not None:
         jobs = itertools.islice(jobs, ranks.rank, None, ranks.count)
     with progress_bar("Counting colours", console) as progress:
-        for sample in _samples(source, progress(jobs), skipped):
+        for sample in readable(source, progress(jobs), skipped):
             count_colors(sample.picture if side is None else central(sample.picture, side), histogram)
     return (histogram, skipped.count) if ranks is None else ranks.sums(histogram, skipped.count)
 
@@ -77,7 +77,7 @@ def encode(path, palette, out, *, side=None, console=None):
     console = console or Console()
     palette, source, skipped, out = Palette.load(palette), Folder(path), reporting(console), Path(out)
     with progress_bar("Encoding", console) as progress:
-        for sample in _samples(source, progress(source.in_order()), skipped):
+        for sample in readable(source, progress(source.in_order()), skipped):
             tokens = palette.encode(sample.picture if side is None else central(sample.picture, side))
             with _made(out / f"{sample.name}.npy") as file:
                 np.save(file, tokens.astype(np.uint16), allow_pickle=False)
@@ -115,7 +115,8 @@ def reporting(console):
     return Skipped(lambda name, reason: console.print(f"skipped {name}: {reason}", markup=False, soft_wrap=True))
 
 
-def _samples(source, jobs, skipped):
+def readable(source, jobs, skipped):
+    """The samples of a source that can be read."""
     for job in jobs:
         try:
             yield source.read(job)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import distributed
@@ -27,7 +28,7 @@ class Ranks:
         """A small value of every rank, a list in their order."""
         if self.count == 1:
             return [value]
-        values = [None] * self.count
+        values: list[Any] = [None] * self.count
         distributed.all_gather_object(values, value)
         return values
 
