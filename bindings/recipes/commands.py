@@ -20,6 +20,8 @@ PARTS = typer.Option(1, help="Compute a batch in so many parts, to save memory; 
 RATE = typer.Option(None, help="The learning rate after warm-up.")
 WARM_UP = typer.Option(None, help="Steps of warm-up.")
 PRECISION = typer.Option("float32", help="float32, or bfloat16 or float16 computation with float32 parameters.")
+LEAST_AREA = typer.Option(0.05, help="Share of a picture that a random cut shows at least; 1: no cuts.")
+MIRROR = typer.Option(True, help="Mirror half of the pictures.")
 HELD_OUT = typer.Option(None, help="Like the source: what the model is judged on at every checkpoint.")
 WORKERS = typer.Option(0, help="Processes that read pictures.")
 DEVICE = typer.Option(None, help="cpu or cuda; a GPU if there is one.")
@@ -35,6 +37,7 @@ def add(app):
     """Add the recipes' commands to the application."""
     app.add_typer(_palette(), name="palette")
     app.add_typer(_pretrain(), name="pretrain")
+    _finetune(app)
     _generate(app)
     _evaluate(app)
 
@@ -123,8 +126,7 @@ def _pretrain():
         preset: str = typer.Option("vit-b16-in21k", help="As scaling-vit-g14 or vit-tiny; a wrong one lists all."),
         objective: str = typer.Option(None, help="supervised, or masked: tell hidden patches' mean colours."),
         classes: int = typer.Option(None, help="How many; for shards, which do not say."),
-        least_area: float = typer.Option(0.05, help="Share of a picture that a random cut shows at least; 1: no cuts."),
-        mirror: bool = typer.Option(True, help="Mirror half of the pictures."),
+        least_area: float = LEAST_AREA, mirror: bool = MIRROR,
         out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
         parts: int = PARTS, learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
         seed: int = typer.Option(0, help=SEED), held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE,
@@ -190,6 +192,32 @@ def _change(text):
         except ValueError:
             continue
     return name, value
+
+
+def _finetune(app):
+    @app.command(epilog="Example: saccade finetune run/model.safetensors photos --image-size 64 --out tuned")
+    def finetune(
+        model: Path = MODEL,
+        source: str = typer.Argument(help=CLASSES + "trained on it."),
+        image_size: int = typer.Option(None, help="Another side for a ViT: its positions are interpolated."),
+        dropout: float = typer.Option(0.0, help="Of a ViT."),
+        least_area: float = LEAST_AREA, mirror: bool = MIRROR,
+        out: Path = OUT, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH, parts: int = PARTS,
+        learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
+        seed: int = typer.Option(0, help=SEED), held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE,
+        log_every: int = LOG_EVERY, save_every: int = SAVE_EVERY,
+    ):  # fmt: skip
+        """Train all of a model, with a new head, to name classes: ViT, CLIP's ViT, ImageGPT."""
+        with one_sentence("saccade finetune"):
+            from saccade.recipes import finetune
+
+            settings = _settings([], steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
+            running = dict(
+                workers=workers, device=device, log_every=log_every, save_every=save_every, held_out=held_out
+            )
+            cut = dict(image_size=image_size, dropout=dropout, least=least_area, mirror=mirror)
+            del settings["model"]
+            finetune.run(model, source, out, **cut, **settings, **running)
 
 
 def _generate(app):

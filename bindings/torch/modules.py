@@ -59,7 +59,7 @@ class ImageGPT(Model):
     def forward(self, tokens, mask=None, *, loss=False):
         """Logits, or with ``loss`` what ``loss(tokens, mask)`` gives (for wrappers that call only ``forward``)."""
         hidden = self.hidden(tokens, mask)
-        return self._loss(hidden, tokens, mask) if loss else self.head(hidden)
+        return self.loss_of(hidden, tokens, mask) if loss else self.head(hidden)
 
     def loss(self, tokens, mask=None):
         """The pre-training objective: mean −log p(x_i | x_0 … x_(i−1)) in nats per pixel.
@@ -68,7 +68,8 @@ class ImageGPT(Model):
         """
         return self(tokens, mask, loss=True)
 
-    def _loss(self, hidden, tokens, mask):
+    def loss_of(self, hidden, tokens, mask=None):
+        """``loss`` from what ``hidden(tokens, mask)`` gave."""
         if self.config.causal:
             return self.head(hidden, tokens).mean()
         if mask is None:
