@@ -60,6 +60,14 @@ def test_another_size_is_the_models_own_interpolation(folder, tmp_path):
     positions, _ = vit.resize(old.numpy_parameters(), old.config, 16)
     assert tuned.config.image_size == 16
     np.testing.assert_array_equal(tuned.numpy_parameters()["embed.positions"], positions["embed.positions"])
+    kept = finetune.run(
+        folder / "token", folder / "train.npz", tmp_path / "kept", keep_head=True, training=dict(steps=1, batch=4),
+        optimization=dict(warm_up=0, peak=0.0), device="cpu",
+    )  # fmt: skip
+    assert kept.config == old.config
+    assert all(np.array_equal(x, old.numpy_parameters()[name]) for name, x in kept.numpy_parameters().items())
+    with pytest.raises(ValueError, match="its head cannot be kept"):
+        finetune.run(folder / "clip", folder / "train.npz", tmp_path / "x", keep_head=True)
     with pytest.raises(ValueError, match="at its own image size"):
         finetune.run(folder / "pixels", folder / "train.npz", tmp_path / "x", image_size=8)
 

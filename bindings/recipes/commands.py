@@ -200,6 +200,7 @@ def _finetune(app):
         model: Path = MODEL,
         source: str = typer.Argument(help=CLASSES + "trained on it."),
         image_size: int = typer.Option(None, help="Another side for a ViT: its positions are interpolated."),
+        keep_head: bool = typer.Option(False, help="Go on with a ViT's own head, for the same classes."),
         dropout: float = typer.Option(0.0, help="Of a ViT."),
         least_area: float = LEAST_AREA, mirror: bool = MIRROR,
         out: Path = OUT, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH, parts: int = PARTS,
@@ -215,7 +216,7 @@ def _finetune(app):
             running = dict(
                 workers=workers, device=device, log_every=log_every, save_every=save_every, held_out=held_out
             )
-            cut = dict(image_size=image_size, dropout=dropout, least=least_area, mirror=mirror)
+            cut = dict(image_size=image_size, keep_head=keep_head, dropout=dropout, least=least_area, mirror=mirror)
             del settings["model"]
             finetune.run(model, source, out, **cut, **settings, **running)
 

@@ -59,8 +59,8 @@ class Joint(Pixels):
 
 
 def run(
-    model, source, out, *, image_size=None, dropout=0.0, least=0.05, mirror=True, training=None, optimization=None,
-    **options,
+    model, source, out, *, image_size=None, keep_head=False, dropout=0.0, least=0.05, mirror=True, training=None,
+    optimization=None, **options,
 ):  # fmt: skip
     """Fine-tune a ViT, the ViT of a CLIP, or an ImageGPT.
 
@@ -72,6 +72,7 @@ def run(
         source: of pictures with classes, as ``saccade.recipes.data.open_source`` takes it.
         out: folder of the run.
         image_size: the new side; the model's own if None. An ImageGPT has none but its own.
+        keep_head: go on with a ViT's own head, which must be for the same classes.
         dropout: of a ViT, while it trains.
         least, mirror: how a ViT's pictures are cut at random (``saccade.recipes.pictures.random_area``).
         training, optimization: changes to ``VIT`` or ``IMAGEGPT``.
@@ -91,7 +92,9 @@ def run(
         if not isinstance(tower, ViT):
             raise ValueError(f"{model} has a {type(tower).__name__} for pictures, expected a ViT or an ImageGPT")
         changes = dict(classes=len(pictures.classes), representation=None, head_bias=0.0)
-        module = with_head(tower, vit, changes, "head", dropout=dropout)
+        if keep_head and facts.get("classes") != pictures.classes:
+            raise ValueError(f"{model} names {facts.get('classes')}, not {pictures.classes}: its head cannot be kept")
+        module = with_head(tower, vit, {} if keep_head else changes, None if keep_head else "head", dropout=dropout)
         if image_size is not None:
             module.resize(image_size)
         objective, how = Classes(module, pictures.classes, least=least, mirror=mirror), VIT
@@ -99,7 +102,7 @@ def run(
 
 
 def with_head(module, family, changes, head, **options):
-    """Another module of that kind with a new head, as training begins; all else as it was."""
+    """Another module of that kind with a new head of that name, as training begins; all else as it was."""
     config = replace(module.config, **changes)
     fresh = {name: entry for name, entry in family.layout(config).items() if name.startswith(f"{head}.")}
     body = {name: x for name, x in module.numpy_parameters().items() if name in family.layout(config)}
