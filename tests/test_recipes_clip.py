@@ -13,7 +13,7 @@ from saccade.models.resnet import ResNetConfig
 from saccade.recipes import pretrain_clip, saved
 from saccade.recipes.checkpoints import random_state, set_random_state
 from saccade.recipes.data import Sample
-from saccade.recipes.pictures import Broken
+from saccade.recipes.cuts import Broken
 from saccade.recipes.pretrain_clip import Pairs
 from saccade.torch import CLIP
 

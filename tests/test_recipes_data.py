@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saccade.recipes import pictures
+from saccade.recipes import cuts
 from saccade.recipes.data import Arrays, Broken, Folder, Skipped, Table, open_source
 from saccade.recipes.loading import Loader, once
 from saccade.recipes.shards import Shards
@@ -228,18 +228,18 @@ def test_a_source_without_one_good_sample_ends(source):
 def test_cuts_by_hand():
     picture = np.zeros((4, 8, 3), np.uint8)
     picture[:, 2:6] = 200
-    assert (pictures.central(picture, 4) == 200).all()
-    assert pictures.stretched(picture, 4).shape == (4, 4, 3) and pictures.stretched(picture, 4)[0, 0, 0] < 100
+    assert (cuts.central(picture, 4) == 200).all()
+    assert cuts.stretched(picture, 4).shape == (4, 4, 3) and cuts.stretched(picture, 4)[0, 0, 0] < 100
     rng = np.random.default_rng(0)
     ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (100, 200, 3))
     ramp = np.ascontiguousarray(ramp)
     widths = []
-    for cut in (pictures.random_square, pictures.random_scaled_square, pictures.random_area):
+    for cut in (cuts.random_square, cuts.random_scaled_square, cuts.random_area):
         spans = [np.ptp(cut(ramp, 16, rng)[8, :, 0].astype(int)) for _ in range(200)]
         widths.append((min(spans), max(spans)))
     # a square of the shorter side shows 100 of 200 levels, less half an output pixel at either end
     (low, high), (least, most), (small, large) = widths
     assert 92 <= low <= high <= 96 and 52 <= least < 60 and 74 <= most <= 84 and small < 50 and large > 110
     for mirror, firsts in ((False, {0}), (True, {0, 1})):
-        whole = [pictures.random_area(ramp, 16, rng, least=1, mirror=mirror)[8, :, 0].astype(int) for _ in range(20)]
+        whole = [cuts.random_area(ramp, 16, rng, least=1, mirror=mirror)[8, :, 0].astype(int) for _ in range(20)]
         assert {int(row[0] > row[-1]) for row in whole} == firsts and all(90 < np.ptp(row) < 100 for row in whole)

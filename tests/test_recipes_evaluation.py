@@ -13,7 +13,7 @@ from saccade import reference
 from saccade.models import clip, imagegpt, vit
 from saccade.recipes import fewshot, probe, retrieve, saved, zeroshot
 from saccade.recipes.features import Extractor
-from saccade.recipes.pictures import central, stretched
+from saccade.recipes.cuts import central, stretched
 from saccade.tokenizer import Tokenizer
 
 

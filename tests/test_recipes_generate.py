@@ -9,7 +9,7 @@ from test_cli import invoke
 from saccade.palette import Palette
 from saccade.recipes import generate, saved
 from saccade.recipes.data import Arrays
-from saccade.recipes.pictures import central
+from saccade.recipes.cuts import central
 
 
 @pytest.fixture(scope="module")

@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(pixels, tmp_p
 
 
 def test_broken_samples_are_named_in_the_log(pixels, tmp_path):
-    from saccade.recipes.pictures import Broken
+    from saccade.recipes.cuts import Broken
 
     source = Breaking(pixels / "a.npz", 3, Broken("a.npz[?]", "planted"))
     pretrain(objective_of(pixels), source, tmp_path, training(steps=2))

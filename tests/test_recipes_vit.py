@@ -10,7 +10,7 @@ from test_cli import invoke
 from saccade.models import vit
 from saccade.recipes import pretrain_vit, saved
 from saccade.recipes.data import Arrays, Sample
-from saccade.recipes.pictures import Broken
+from saccade.recipes.cuts import Broken
 from saccade.torch import ViT
 
 TINY = dict(width=16, depth=1, heads=2, hidden=32, image_size=8, patch_size=4)

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from saccade.files import replacing
-from saccade.recipes.console import one_sentence
+from saccade.recipes.progress import one_sentence
 
 SOURCE = "A folder of pictures, a .csv, .tsv or .jsonl of captions, a .npy or .npz, or tar shards."
 SEED = "Seed of everything that is drawn."

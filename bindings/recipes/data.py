@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saccade.recipes.pictures import EXTENSIONS, Broken, read_picture
+from saccade.recipes.cuts import EXTENSIONS, Broken, read_picture
 
 
 @dataclass(frozen=True)

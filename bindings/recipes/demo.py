@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from saccade.recipes import report
-from saccade.recipes.console import progress_bar
+from saccade.recipes.progress import progress_bar
 
 SECTIONS = {
     "palette": "1. A palette of 512 colours",

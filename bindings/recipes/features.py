@@ -12,11 +12,11 @@ from saccade.models import imagegpt, vit
 from saccade.models.resnet import ResNetConfig
 from saccade.palette import Palette
 from saccade.recipes import saved
-from saccade.recipes.console import progress_bar
+from saccade.recipes.progress import progress_bar
 from saccade.recipes.data import open_source
 from saccade.recipes.loading import once
 from saccade.recipes.palettes import reporting
-from saccade.recipes.pictures import Broken, central, stretched
+from saccade.recipes.cuts import Broken, central, stretched
 from saccade.recipes.pretrain_imagegpt import MASKED
 
 BATCH = 64

@@ -13,7 +13,7 @@ from saccade.palette import Palette
 from saccade.recipes import saved
 from saccade.recipes.data import open_source
 from saccade.recipes.optimization import Optimization
-from saccade.recipes.pictures import Broken
+from saccade.recipes.cuts import Broken
 from saccade.recipes.pretrain_imagegpt import Pixels
 from saccade.recipes.pretrain_vit import Classes
 from saccade.recipes.pretraining import Training, pretrain
@@ -74,7 +74,7 @@ def run(
         image_size: the new side; the model's own if None. An ImageGPT has none but its own.
         keep_head: go on with a ViT's own head, which must be for the same classes.
         dropout: of a ViT, while it trains.
-        least, mirror: how a ViT's pictures are cut at random (``saccade.recipes.pictures.random_area``).
+        least, mirror: how a ViT's pictures are cut at random (``saccade.recipes.cuts.random_area``).
         training, optimization: changes to ``VIT`` or ``IMAGEGPT``.
         options: of ``saccade.recipes.pretraining.pretrain``.
     """

@@ -9,10 +9,10 @@ from rich.console import Console
 from saccade.files import replacing
 from saccade.palette import Palette
 from saccade.recipes import saved
-from saccade.recipes.console import progress_bar
+from saccade.recipes.progress import progress_bar
 from saccade.recipes.data import open_source
 from saccade.recipes.palettes import readable, reporting
-from saccade.recipes.pictures import Image, central
+from saccade.recipes.cuts import Image, central
 from saccade.torch import ImageGPT
 
 GREY = 128

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from saccade.recipes.pictures import Broken
+from saccade.recipes.cuts import Broken
 
 _GROUP = 16  # samples that travel together from a process that reads
 

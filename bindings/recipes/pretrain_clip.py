@@ -18,7 +18,7 @@ from saccade.recipes.checkpoints import random_state, set_random_state
 from saccade.recipes.data import open_source
 from saccade.recipes.objectives import Objective, synchronized
 from saccade.recipes.optimization import Optimization
-from saccade.recipes.pictures import Broken, central, random_square
+from saccade.recipes.cuts import Broken, central, random_square
 from saccade.recipes.pretraining import Training, preset_of, pretrain
 from saccade.tokenizer import Tokenizer
 from saccade.torch import CLIP, ring

@@ -9,7 +9,7 @@ from saccade.palette import Palette
 from saccade.recipes.data import open_source
 from saccade.recipes.objectives import Objective
 from saccade.recipes.optimization import Optimization
-from saccade.recipes.pictures import central, random_scaled_square
+from saccade.recipes.cuts import central, random_scaled_square
 from saccade.recipes.pretraining import Training, preset_of, pretrain
 from saccade.torch import ImageGPT
 

@@ -15,7 +15,7 @@ from saccade.models.vit import ViTConfig, variant
 from saccade.recipes.data import open_source
 from saccade.recipes.objectives import Objective
 from saccade.recipes.optimization import Optimization
-from saccade.recipes.pictures import Broken, random_area, stretched
+from saccade.recipes.cuts import Broken, random_area, stretched
 from saccade.recipes.pretraining import Training, preset_of, pretrain
 from saccade.torch import ViT
 
@@ -175,7 +175,7 @@ def run(
         preset: a name in ``PRESETS``.
         objective: "supervised" or "masked"; the preset's if None.
         classes: how many; those of the source if None.
-        least, mirror: how pictures are cut at random (``saccade.recipes.pictures.random_area``).
+        least, mirror: how pictures are cut at random (``saccade.recipes.cuts.random_area``).
         model, training, optimization: changes to the preset's ``ViTConfig``, ``Training`` and ``Optimization``.
         options: of ``saccade.recipes.pretraining.pretrain``.
     """

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from saccade.recipes import checkpoints, saved
-from saccade.recipes.console import progress_bar
+from saccade.recipes.progress import progress_bar
 from saccade.recipes.data import Skipped, open_source
 from saccade.recipes.loading import Loader, once
 from saccade.recipes.logs import Log

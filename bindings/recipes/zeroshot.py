@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 
 from saccade.recipes import saved
-from saccade.recipes.console import progress_bar
+from saccade.recipes.progress import progress_bar
 from saccade.recipes.data import open_source
 from saccade.recipes.loading import once
 from saccade.recipes.palettes import reporting
-from saccade.recipes.pictures import Broken, central
+from saccade.recipes.cuts import Broken, central
 from saccade.recipes.pretrain_clip import tokenizer_of
 from saccade.torch import CLIP
 
