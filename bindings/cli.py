@@ -1,4 +1,4 @@
-"""The command line: one function for each of ``saccade``'s commands."""
+"""The command line: one function for each command; the recipes' are in ``recipes.commands``."""
 
 import contextlib
 import importlib.util
@@ -151,6 +151,9 @@ def _application(typer):
             sys.exit(f"saccade convert: {error}")
 
     picture_commands(app, typer)
+    from saccade.recipes import commands
+
+    commands.add(app)
     return app
 
 

@@ -47,10 +47,24 @@ class Palette:
             A palette whose ``inertia`` is the mean squared distance per pixel, in levels².
         """
         images = _checked_images("Palette.fit", images)
+        counted = _kernels_of(images).unique_colors(images)
+        return cls._fit(_kernels_of(images), counted, colors, initial, iterations, seed)
+
+    @classmethod
+    def fit_histogram(cls, histogram, colors=512, *, initial=None, iterations=100, seed=0):
+        """As ``fit``, from the pixels counted in a histogram: of more pictures than are at hand at a time.
+
+        Histograms may be added, also those of several machines: the palette is that of all pixels, bit for bit.
+        """
+        from saccade.kernels.numba import palette as kernels
+
+        return cls._fit(kernels, kernels.counted_colors(histogram), colors, initial, iterations, seed)
+
+    @classmethod
+    def _fit(cls, kernels, counted, colors, initial, iterations, seed):
+        distinct, counts = counted
         if isinstance(colors, bool) or not isinstance(colors, (int, np.integer)) or not 1 <= colors <= 65536:
             raise ValueError(f"Palette.fit: {colors=}, expected an integer from 1 to 65536")
-        kernels = _kernels_of(images)
-        distinct, counts = kernels.unique_colors(images)
         if initial is None:
             if len(distinct) < colors:
                 raise ValueError(
@@ -106,6 +120,16 @@ class Palette:
         if not (np.abs(values) <= 1).all():
             raise ValueError(f"Palette.load: {path} holds values outside [−1, 1], expected ImageGPT's kmeans_centers")
         return cls((values.astype(np.float64) + 1) * 127.5)
+
+
+def count_colors(images, histogram=None):
+    """Add every pixel of uint8 (…, 3) to ``histogram``, (2²⁴,) int64 by 24-bit value; a new one if None."""
+    histogram = np.zeros(1 << 24, np.int64) if histogram is None else histogram
+    if histogram.shape != (1 << 24,) or histogram.dtype != np.int64:
+        raise ValueError(f"count_colors: histogram {histogram.dtype} {histogram.shape}, expected int64 ({1 << 24},)")
+    from saccade.kernels.numba import palette as kernels
+
+    return kernels.count_colors(_checked_images("Palette.fit", images, kept=()), histogram)
 
 
 def _kernels_of(images):

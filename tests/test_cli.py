@@ -4,11 +4,23 @@ import subprocess
 import sys
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from saccade.cli import _application
 
 
 def run(*arguments, before="pass"):
     program = f"import sys; {before}; sys.argv = ['saccade', *{arguments!r}]; from saccade.cli import main; main()"
     return subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+
+
+def invoke(*arguments):
+    """The same in this process, for commands that need no process of their own; also with what the program prints."""
+    done = CliRunner().invoke(_application(typer), [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
 
 
 def test_info_names_every_backend_and_what_to_do():
@@ -42,3 +54,10 @@ def test_demo_without_its_libraries_says_what_to_install():
     done = run("demo", before="sys.modules['skimage'] = None")
     assert done.returncode == 1
     assert done.stderr.strip() == 'saccade demo needs skimage: pip install "saccade[demo]"'
+
+
+def test_recipes_without_their_libraries_say_what_to_install():
+    for missing, command in (("torch", ["pretrain", "vit", "x"]), ("PIL", ["palette", "fit", "x"])):
+        done = run(*command, before=f"sys.modules['{missing}'] = None")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert missing in done.stderr and "pip install" in done.stderr

@@ -8,7 +8,6 @@ import pytest
 
 from saccade.recipes import demo, photographs, report
 from saccade.recipes.demo_imagegpt import bigram_nats, histogram_nats
-from saccade.recipes.training import learning_rate
 
 
 def test_training_and_held_out_parts_do_not_overlap():
@@ -75,11 +74,6 @@ def test_baselines_by_hand():
     # the best strength is the least: p(1 | 0) = (100 + share) / 101
     expected = -(math.log(share) + math.log((100 + share) / 101)) / 2
     assert math.isclose(bigram_nats(tokens, tokens), expected)
-
-
-def test_learning_rate_warms_up_and_ends_at_zero():
-    assert learning_rate(0, 100, 1.0, 10) == 0.1 and learning_rate(9, 100, 1.0, 10) == 1.0
-    assert math.isclose(learning_rate(55, 100, 1.0, 10), 0.5) and learning_rate(100, 100, 1.0, 10) < 1e-9
 
 
 def test_a_page_is_self_contained_and_escapes():

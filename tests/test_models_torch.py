@@ -14,6 +14,7 @@ from saccade import reference
 from saccade.models import clip, imagegpt, vit
 from saccade.torch import CLIP, Block, ImageGPT, Stage, ViT
 from saccade.torch.arrays import to_numpy
+from saccade.torch.modules import sample
 
 TOKENS = torch.tensor(twins.PALETTE_TOKENS)
 TEXTS = torch.tensor(twins.TEXTS)
@@ -198,6 +199,25 @@ def test_completion_repeats_by_generator_and_refuses_what_does_not_fit():
         model.generate(TOKENS[:, :5], temperature=-1)
     with pytest.raises(ValueError, match="expected an autoregressive model"):
         ImageGPT(TINY_MASKED).generate(TOKENS[:, :5])
+    with pytest.raises(ValueError, match="top_k=0"):
+        model.generate(TOKENS[:, :5], top_k=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [
+        ({"top_k": 2}, [0, 0.4 / 0.7, 0.3 / 0.7, 0]),
+        ({"top_p": 0.4}, [0, 1, 0, 0]),  # the likeliest reach 0.4 alone
+        ({"top_p": 0.41}, [0, 0.4 / 0.7, 0.3 / 0.7, 0]),
+        ({"top_k": 3, "top_p": 0.95}, [0.2 / 0.9, 0.4 / 0.9, 0.3 / 0.9, 0]),
+        ({"top_p": 1.0}, [0.2, 0.4, 0.3, 0.1]),
+    ],
+)
+def test_the_likeliest_are_sampled_in_their_shares(options, shares):
+    logits = torch.tensor([[0.2, 0.4, 0.3, 0.1]]).log().repeat(20_000, 1)
+    drawn = sample(logits, 1.0, torch.Generator().manual_seed(0), **options)
+    found = torch.bincount(drawn, minlength=4) / len(drawn)
+    assert (found - torch.tensor(shares)).abs().max() < 0.02 and (found[torch.tensor(shares) == 0] == 0).all()
 
 
 # --- training -------------------------------------------------------------------------------------------------------

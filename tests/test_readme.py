@@ -6,14 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
-COMMANDS = [
-    line.split("#")[0].strip() for language, text in BLOCKS if language == "console" for line in text.splitlines()
+CONSOLE = [
+    [line.split("#")[0].strip() for line in text.splitlines()] for language, text in BLOCKS if language == "console"
 ]
+COMMANDS = [command for block in CONSOLE for command in block]
 
 
 def test_figures_are_those_that_were_measured():
@@ -37,11 +40,18 @@ def test_python_snippet_runs(i):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("saccade")])
-def test_command_runs(command, tmp_path):
+@pytest.mark.parametrize("block", [block for block in CONSOLE if block[0].startswith("saccade")], ids=lambda b: b[0])
+def test_commands_run(block, tmp_path):
+    """The commands of a block, in turn, in a folder with ``photos`` of two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        (tmp_path / "photos" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        picture = rng.integers(0, 256, (40, 48, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / "photos" / f"class{i % 2}" / f"{i}.png")
     script = Path(sys.executable).with_name("saccade")
-    done = subprocess.run([script, *command.split()[1:]], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    for command in block:
+        done = subprocess.run([script, *command.split()[1:]], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])

@@ -142,12 +142,14 @@ def siglip_variant(name, **changes):
     )
 
 
-def embed_text(parameters, tokens, ops, config):
-    """Token embeddings and positions: ids (b, n) -> b n e."""
+def embed_text(parameters, tokens, ops, config, *, dropout=None):
+    """Token embeddings and positions, to whose sum ``dropout`` is applied: ids (b, n) -> b n e."""
     if tokens.ndim != 2 or tokens.shape[1] > config.context:
         raise ValueError(f"clip: {tuple(tokens.shape)=}, expected (b, n) with n at most {config.context}")
     x_bne = ops.embedding(tokens, parameters["weight"])
-    return x_bne + parameters["positions"][: tokens.shape[1]] if "positions" in parameters else x_bne
+    if "positions" in parameters:
+        x_bne = x_bne + parameters["positions"][: tokens.shape[1]]
+    return x_bne if dropout is None else dropout(x_bne)
 
 
 def pool_text(parameters, x_bne, tokens, ops, config):

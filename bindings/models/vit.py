@@ -101,10 +101,11 @@ def variant(name, **changes):
     return ViTConfig(**sizes | changes)
 
 
-def embed(parameters, images, ops, config, *, dropout=None):
+def embed(parameters, images, ops, config, *, patches=None, dropout=None):
     """Patches, class token, positions and CLIP's norm: images b h w c -> b n e.
 
-    Images must have the config's size: ``resize`` gives parameters for another.
+    Images must have the config's size: ``resize`` gives parameters for another. ``patches`` is applied to the patches'
+    embeddings before anything joins them, ``dropout`` to the sum with the positions.
     """
     if images.ndim != 4 or tuple(images.shape[1:3]) != config.size:
         raise ValueError(
@@ -113,6 +114,8 @@ def embed(parameters, images, ops, config, *, dropout=None):
         )
     weight, bias = parameters["weight"], parameters.get("bias")
     x_bne = ops.patch_embed(images, weight, bias, mean=config.mean, std=config.std)
+    if patches is not None:
+        x_bne = patches(x_bne)
     if "class_token" in parameters:
         first_b1e = ops.broadcast_to(parameters["class_token"], (x_bne.shape[0], 1, x_bne.shape[2]))
         x_bne = ops.concatenate([first_b1e, x_bne], 1)

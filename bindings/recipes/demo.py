@@ -1,6 +1,5 @@
 """``saccade demo``: the systems at a small size on real pictures, ending with one page to look at."""
 
-import contextlib
 import importlib
 import json
 import shutil
@@ -8,6 +7,7 @@ import time
 from pathlib import Path
 
 from saccade.recipes import report
+from saccade.recipes.progress import progress_bar
 
 SECTIONS = {
     "palette": "1. A palette of 512 colours",
@@ -94,35 +94,10 @@ def _section(name, file, quick, seed, console):
         return json.loads(file.read_text(encoding="utf-8"))
     module = importlib.import_module(f"saccade.recipes.demo_{name}")
     start = time.perf_counter()
-    with _progress(SECTIONS[name], console) as progress:
+    with progress_bar(SECTIONS[name], console) as progress:
         facts, html = module.section(quick, seed, progress)
     section = {"facts": facts, "html": html, "seconds": time.perf_counter() - start}
     report.write(file, json.dumps(section))
     shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in facts.items()}
     console.print({key: value for key, value in shown.items() if not isinstance(value, dict)})
     return section
-
-
-@contextlib.contextmanager
-def _progress(title, console):
-    """A function that wraps a sized iterable and shows a bar with the time left."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None)
-
-        def progress(items):
-            bar.update(task, total=len(items))
-            for item in items:
-                yield item
-                bar.advance(task)
-
-        yield progress

@@ -198,14 +198,14 @@ class _ClipLoss(torch.autograd.Function):
         return *first_derivative(operation, grad_loss, *ctx.saved_tensors, ctx.backend), None
 
 
-def _factor(x, beside):
+def factor(x, beside):
     """A factor given as a number, as a tensor without a gradient."""
     return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64, device=beside.device)
 
 
 def clip_loss(image_embeddings, text_embeddings, logit_scale, *, backend=None):
     """See ``saccade.clip_loss``."""
-    return _ClipLoss.apply(image_embeddings, text_embeddings, _factor(logit_scale, image_embeddings), backend)[0]
+    return _ClipLoss.apply(image_embeddings, text_embeddings, factor(logit_scale, image_embeddings), backend)[0]
 
 
 @operator("siglip_loss_forward", lambda images, *_: _statistic(images, ()))
@@ -243,5 +243,5 @@ class _SiglipLoss(torch.autograd.Function):
 
 def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias, *, backend=None):
     """See ``saccade.siglip_loss``."""
-    factors = (_factor(x, image_embeddings) for x in (logit_scale, logit_bias))
+    factors = (factor(x, image_embeddings) for x in (logit_scale, logit_bias))
     return _SiglipLoss.apply(image_embeddings, text_embeddings, *factors, backend)

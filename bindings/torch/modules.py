@@ -59,7 +59,7 @@ class ImageGPT(Model):
     def forward(self, tokens, mask=None, *, loss=False):
         """Logits, or with ``loss`` what ``loss(tokens, mask)`` gives (for wrappers that call only ``forward``)."""
         hidden = self.hidden(tokens, mask)
-        return self._loss(hidden, tokens, mask) if loss else self.head(hidden)
+        return self.loss_of(hidden, tokens, mask) if loss else self.head(hidden)
 
     def loss(self, tokens, mask=None):
         """The pre-training objective: mean −log p(x_i | x_0 … x_(i−1)) in nats per pixel.
@@ -68,7 +68,8 @@ class ImageGPT(Model):
         """
         return self(tokens, mask, loss=True)
 
-    def _loss(self, hidden, tokens, mask):
+    def loss_of(self, hidden, tokens, mask=None):
+        """``loss`` from what ``hidden(tokens, mask)`` gave."""
         if self.config.causal:
             return self.head(hidden, tokens).mean()
         if mask is None:
@@ -93,14 +94,19 @@ class ImageGPT(Model):
         return imagegpt.compose_features(self.run, normal, tokens, self.config, saccade, layers, mask)
 
     @torch.no_grad()
-    def generate(self, prefix, length=None, *, temperature=1.0, generator=None):
+    def generate(
+        self, prefix, length=None, *, temperature=1.0, top_k=None, top_p=None, generator=None, progress=iter
+    ):  # fmt: skip
         """Complete sequences: sample each next token from softmax(logits / temperature).
 
         Args:
             prefix: (b, m) tokens; m may be 0.
             length: of the result; the config's if None.
             temperature: 1 samples from the model itself, 0 takes the likeliest token.
+            top_k, top_p: sample from the k likeliest tokens alone, or from the fewest whose probabilities reach p
+                (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020); None takes all.
             generator: a ``torch.Generator`` on the model's device.
+            progress: wraps the range of places that are filled.
 
         Returns:
             (b, length) tokens that begin with ``prefix``. Call ``eval()`` first if the model has dropout.
@@ -114,16 +120,18 @@ class ImageGPT(Model):
             )
         if temperature < 0:
             raise ValueError(f"ImageGPT.generate: {temperature=}, expected at least 0")
+        if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+            raise ValueError(f"ImageGPT.generate: {top_k=}, {top_p=}, expected top_k >= 1 and 0 < top_p <= 1")
         tokens = torch.cat([prefix, prefix.new_zeros(b, length - m)], 1)
         caches = [KeyValueCache(length) for _ in self.blocks]
         seen = 0
-        for i in range(m, length):
+        for i in progress(range(m, length)):
             x = self.embed(tokens[:, : i + 1], start=seen)
             seen = i + 1
             for block, cache in zip(self.blocks, caches, strict=True):
                 x = block(x, cache=cache)
             logits = self.head(self.norm(x[:, -1:]))[:, 0]
-            tokens[:, i] = sample(logits, temperature, generator)
+            tokens[:, i] = sample(logits, temperature, generator, top_k, top_p)
         return tokens
 
 
@@ -144,12 +152,18 @@ class KeyValueCache:
         return [room[:, :, : self.filled] for room in self.room]
 
 
-def sample(logits_bk, temperature, generator):
+def sample(logits_bk, temperature, generator, top_k=None, top_p=None):
     """One token per row, from softmax(logits / temperature); the likeliest where the temperature is 0."""
     if temperature == 0:
         return logits_bk.argmax(1)
-    probabilities = torch.softmax(logits_bk.float() / temperature, 1)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    chances = torch.softmax(logits_bk.float() / temperature, 1)
+    if top_k is not None or top_p is not None:
+        sorted_chances, order = chances.sort(dim=1, descending=True, stable=True)
+        kept = torch.arange(chances.shape[1], device=chances.device) < (top_k or chances.shape[1])
+        if top_p is not None:
+            kept = kept & (sorted_chances.cumsum(1) - sorted_chances < top_p)
+        chances = chances * torch.zeros_like(kept.expand_as(order)).scatter(1, order, kept.expand_as(order))
+    return torch.multinomial(chances, 1, generator=generator)[:, 0]
 
 
 class Text(Model):

@@ -19,9 +19,17 @@ _GRAIN = 256
 
 def unique_colors(images):
     """The distinct colours of uint8 (…, 3), sorted by 24-bit value, and how often each occurs."""
-    rgb = np.ascontiguousarray(images).reshape(-1, 3)
-    histogram = np.zeros(1 << 24, np.int64)
-    _count(rgb, histogram)
+    return counted_colors(count_colors(images, np.zeros(1 << 24, np.int64)))
+
+
+def count_colors(images, histogram):
+    """Add every pixel of uint8 (…, 3) to ``histogram``, int64 by 24-bit value; the histogram."""
+    _count(np.ascontiguousarray(images).reshape(-1, 3), histogram)
+    return histogram
+
+
+def counted_colors(histogram):
+    """The distinct colours that a histogram holds, and how often each occurs."""
     codes = np.flatnonzero(histogram)
     colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], -1).astype(np.uint8)
     return colors, histogram[codes]

@@ -1,0 +1,155 @@
+"""``saccade pretrain clip``: pictures and captions into one space, by CLIP's loss or SigLIP's.
+
+Radford et al. 2021, table 18 and sections 2.4 and 2.5; Zhai et al., "Sigmoid Loss for Language Image Pre-Training",
+2023.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import saccade
+from saccade.models import clip
+from saccade.models.resnet import ResNetConfig
+from saccade.models.transformer import under
+from saccade.recipes.checkpoints import random_state, set_random_state
+from saccade.recipes.cuts import Broken, central, random_square
+from saccade.recipes.data import open_source
+from saccade.recipes.objectives import Objective, synchronized
+from saccade.recipes.optimization import Optimization
+from saccade.recipes.pretraining import Training, preset_of, pretrain
+from saccade.tokenizer import Tokenizer
+from saccade.torch import CLIP, ring
+
+
+def _paper(config, peak, epochs=32):
+    adam = dict(betas=(0.9, 0.98), eps=1e-6)
+    adam = dict(betas=(0.9, 0.999), eps=1e-8) if isinstance(config.image, ResNetConfig) else adam
+    how = Optimization(peak=peak, weight_decay=0.2, decay_positions=True, warm_up=2000, **adam)
+    return config, Training(epochs=epochs, batch=32_768, optimization=how)
+
+
+def _tiny(**siglip):
+    tower = dict(width=64, heads=4, hidden=128)
+    image = clip.image_config(depth=4, image_size=32, patch_size=8, pooling="map" if siglip else "token", **tower)
+    config = clip.CLIPConfig(embed=64, image=image, text=clip.TextConfig(depth=2, context=32, **tower), **siglip)
+    how = Optimization(peak=1e-3, betas=(0.9, 0.98), weight_decay=0.05, warm_up=50, clip=1.0)
+    return config, Training(steps=1500, batch=64, optimization=how)
+
+
+_RATES = {"RN50x16": 4e-4, "RN50x64": 3.6e-4, "ViT-L/14": 4e-4}
+# SigLIP's sizes, under CLIP's optimisation
+PRESETS = {
+    **{f"clip-{_name.lower().replace('/', '')}": _paper(clip.variant(_name), _RATES.get(_name, 5e-4))
+       for _name in clip.VARIANTS},
+    "clip-vit-l14@336px": _paper(clip.variant("ViT-L/14@336px"), 2e-5, epochs=1),  # goes on from L/14
+    **{f"siglip-vit-{_name.lower().replace('/', '')}": _paper(clip.siglip_variant(_name), 5e-4)
+       for _name in clip.SIGLIP_VARIANTS},
+    "clip-tiny": _tiny(),
+    "siglip-tiny": _tiny(logit_scale=np.log(10).item(), logit_bias=-10.0),
+}  # fmt: skip
+
+
+def tokenizer_of(name):
+    """The tokenizer called "bytes" (no merges), "clip" (OpenAI's), or that of a file of merges."""
+    if name == "bytes":
+        return Tokenizer()
+    return Tokenizer.clip() if name == "clip" else Tokenizer.from_file(Path(name))
+
+
+class Pairs(Objective):
+    """Pictures and captions, each to be told from all others of the batch, whatever rank they are on."""
+
+    def __init__(self, model, tokenizer):
+        super().__init__(model, tokenizer=tokenizer)
+        self.named, self.tokenizer = tokenizer, tokenizer_of(tokenizer)
+        self.side, self.context = model.config.image.image_size, model.config.text.context
+
+    def prepare(self, sample, rng, training=True):
+        if sample.caption is None:
+            raise Broken(sample.name, "no caption")
+        tokens = self.tokenizer.tokenize(sample.caption, self.context, truncate=True)[0]
+        cut = random_square(sample.picture, self.side, rng) if training else central(sample.picture, self.side)
+        return cut, tokens.astype(np.int64)
+
+    def forward(self, images, tokens):
+        return self.model(images, tokens)
+
+    def measures(self, images, tokens):
+        """The loss of this rank's batch alone, and how many pictures are nearest to their own caption in it."""
+        images, texts, *factors = self(images, tokens)
+        loss = saccade.clip_loss if self.model.config.logit_bias is None else saccade.siglip_loss
+        nearest = (images @ texts.T).argmax(1) == torch.arange(len(images), device=images.device)
+        return {"loss": loss(images, texts, *factors), "accuracy": nearest.float().mean()}
+
+    def loss(self, *outputs):
+        """Of the embeddings of a whole batch, or of a rank's share of one."""
+        return (ring.clip_loss if self.model.config.logit_bias is None else ring.siglip_loss)(*outputs)
+
+    def backward(self, call, parts, scaled):
+        """Gradients of the loss of the whole batch, also where it is computed in parts.
+
+        Embeddings of all parts come first, without what a gradient needs; then the loss and its gradients for the
+        embeddings; then each part once more, from the same random state, to take those further. Gao et al., "Scaling
+        Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021.
+        """
+        if len(parts) == 1:
+            loss = self.loss(*call(*parts[0]))
+            scaled(loss).backward()
+            return loss.detach()
+        device = next(self.parameters()).device
+        statistics = [(x, x.clone()) for x in self.buffers()]  # which each part is to change once
+        states, found = [], []
+        with torch.no_grad():
+            for part in parts:
+                states.append(random_state(device))
+                found.append(call(*part))
+        pairs = [torch.cat(x).requires_grad_() for x in list(zip(*found, strict=True))[:2]]
+        factors = [x.detach().requires_grad_() for x in found[0][2:]]
+        loss = self.loss(*pairs, *factors)
+        of_images, of_texts, *of_factors = torch.autograd.grad(scaled(loss), [*pairs, *factors])
+        for x, before in statistics:
+            x.copy_(before)
+        each = of_images.chunk(len(parts)), of_texts.chunk(len(parts)), states, parts
+        for i, (of_image, of_text, state, part) in enumerate(zip(*each, strict=True)):
+            last = i == len(parts) - 1
+            set_random_state(state, device)
+            with synchronized(call, last):
+                others = of_factors if last else [torch.zeros_like(x) for x in of_factors]
+                torch.autograd.backward(call(*part), [of_image, of_text, *others])
+        return loss.detach()
+
+    def after_step(self):
+        if self.model.config.logit_bias is None:
+            self.model.clamp_logit_scale()
+
+    def facts(self):
+        return {"tokenizer": self.named}
+
+
+def run(
+    source, out, *, preset="clip-vit-b32", tokenizer=None, model=None, training=None, optimization=None,
+    source_options=None, **options,
+):  # fmt: skip
+    """Pre-train a CLIP or, with a preset that begins with "siglip", a SigLIP.
+
+    Args:
+        source: of pictures with captions, as ``saccade.recipes.data.open_source`` takes it.
+        out: folder of the run.
+        preset: a name in ``PRESETS``.
+        tokenizer: "clip", "bytes" or a file of merges; "bytes" for the tiny presets and "clip" for others if None.
+        model: changes to the preset, "image.depth" or "text.width" say, or "embed".
+        training, optimization: changes to the preset's ``Training`` and ``Optimization``.
+        source_options: as ``caption_column`` of a ``Table``.
+        options: of ``saccade.recipes.pretraining.pretrain``.
+    """
+    config, how = preset_of(PRESETS, preset)
+    tokenizer = tokenizer or ("bytes" if preset.endswith("-tiny") else "clip")
+    changes = {"text.vocabulary": len(tokenizer_of(tokenizer)), **(model or {})}
+    towers = {name: replace(getattr(config, name), **under(changes, name)) for name in ("image", "text")}
+    config = replace(config, **towers, **{name: x for name, x in changes.items() if "." not in name})
+    how = how.changed(training, optimization)
+    objective = Pairs(CLIP(config, seed=how.seed), tokenizer)
+    return pretrain(objective, open_source(source, **(source_options or {})), out, how, **options)

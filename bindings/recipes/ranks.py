@@ -1,0 +1,75 @@
+"""The processes that train together: torch's own, started by ``torchrun``, or this one alone."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is ``rank`` of ``count`` and computes on ``device``."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    def wrapped(self, module):
+        """The module under torch's ``DistributedDataParallel`` if there are several ranks."""
+        if self.count == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return torch.nn.parallel.DistributedDataParallel(module, device_ids=devices)
+
+    def gathered(self, value):
+        """A small value of every rank, a list in their order."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values
+
+    def mean(self, x):
+        """The mean of a tensor over ranks."""
+        if self.count > 1:
+            distributed.all_reduce(x)
+        return x / self.count
+
+    def sums(self, array, number):
+        """The sums over ranks of a NumPy array and of a number."""
+        if self.count > 1:
+            distributed.all_reduce(torch.from_numpy(array))
+        return array, sum(self.gathered(number))
+
+    def any(self, flag):
+        """Whether the flag is set on any rank."""
+        return bool(self.mean(torch.tensor(float(bool(flag)), device=self.device))) if self.count > 1 else bool(flag)
+
+    def wait(self):
+        """Until all ranks are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+@contextlib.contextmanager
+def joined(device=None):
+    """The ``Ranks`` of this process: those of ``torchrun``, those that the caller made, or one.
+
+    ``device`` is "cpu" or "cuda"; a GPU if there is one and None is given.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    mine = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
+    made = "WORLD_SIZE" in os.environ and not distributed.is_initialized()
+    if made:
+        distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        if distributed.is_initialized():
+            yield Ranks(distributed.get_rank(), distributed.get_world_size(), mine)
+        else:
+            yield Ranks(0, 1, mine)
+    finally:
+        if made:
+            distributed.destroy_process_group()

@@ -1,0 +1,96 @@
+"""Programs that several processes run together, by torch.distributed on this machine: ``python rank_programs.py NAME``.
+
+The processes are told of each other as torchrun would; what a program returns on rank 0 is saved in a file.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+E = 5
+
+
+def together(program, count, folder, *arguments):
+    """What ``program`` returns on rank 0 of ``count`` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = Path(folder) / f"{program}.pt"
+    common = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-P", "-W", "error", __file__, program, str(out), *map(str, arguments)]
+    running = [
+        subprocess.Popen(command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in range(count)
+    ]
+    errors = [process.communicate(timeout=300)[1].decode() for process in running]
+    assert not any(process.returncode for process in running), "\n".join(errors)
+    return torch.load(out, weights_only=True)
+
+
+def embeddings(count, dtype=torch.float64):
+    """The whole batch: images, texts, the factor and the bias."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = [torch.randn(count, E, generator=generator, dtype=dtype) for _ in range(2)]
+    return *(torch.nn.functional.normalize(x) for x in pairs), *torch.tensor([7.0, -2.0], dtype=dtype)
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """Knows how many elements the largest tensor has that was made under it."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        out = function(*arguments, **(options or {}))
+        if isinstance(out, torch.Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+def losses(ranks, each):
+    """Loss and gradients of both losses, and the largest tensor that was made."""
+    from saccade.torch import ring
+
+    ring.ROWS, found = 2, {}
+    for name, loss_of in (("clip", ring.clip_loss), ("siglip", ring.siglip_loss)):
+        whole = embeddings(ranks.count * int(each))
+        mine = slice(ranks.rank * int(each), (ranks.rank + 1) * int(each))
+        inputs = [whole[0][mine], whole[1][mine], *whole[2 : 3 + (name == "siglip")]]
+        inputs = [x.clone().requires_grad_() for x in inputs]
+        with Largest() as largest:
+            loss = loss_of(*inputs)
+            (3 * loss).backward()
+        gradients = [torch.cat(ranks.gathered(x.grad)) / ranks.count for x in inputs[:2]]
+        gradients += [ranks.mean(x.grad) for x in inputs[2:]]
+        found[name] = [loss.detach(), *gradients], largest.elements
+    return found
+
+
+def pretraining(ranks, source, out):
+    """A run of ``saccade pretrain clip``; by SGD, which does not enlarge what rounding changes."""
+    from test_recipes_clip import tiny_run
+
+    tiny_run(source, out, optimizer="sgd")
+    return {}
+
+
+def palette(ranks, source, out):
+    """A palette fitted by all ranks."""
+    from saccade.recipes import palettes
+
+    fitted, skipped = palettes.fit(source, out, colors=8)
+    return {"centers": torch.from_numpy(fitted.centers), "skipped": skipped}
+
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parent))
+    from saccade.recipes.ranks import joined
+
+    torch.set_num_threads(1)
+    with joined("cpu") as ranks:
+        result = globals()[sys.argv[1]](ranks, *sys.argv[3:])
+        if ranks.rank == 0:
+            torch.save(result, sys.argv[2])

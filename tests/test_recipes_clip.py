@@ -1,0 +1,174 @@
+"""Pre-training CLIP and SigLIP: a batch in parts or on ranks is the whole batch."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from rank_programs import together
+from test_cli import invoke
+
+from saccade.models import clip
+from saccade.models.resnet import ResNetConfig
+from saccade.recipes import pretrain_clip, saved
+from saccade.recipes.checkpoints import random_state, set_random_state
+from saccade.recipes.cuts import Broken
+from saccade.recipes.data import Sample
+from saccade.recipes.pretrain_clip import Pairs
+from saccade.torch import CLIP
+
+NAMES = ("red", "green", "blue")
+SIZES = {"embed": 16, "image.width": 16, "image.depth": 1, "image.image_size": 8, "image.hidden": 32, "text.width": 16,
+         "text.depth": 1, "text.context": 12}  # fmt: skip
+
+
+def write_pairs(folder):
+    """Pictures of one colour each, captioned with its brightest channel and a number; and where they are."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 48)
+    images = rng.integers(0, 90, (48, 1, 1, 3))
+    images[np.arange(48), 0, 0, labels] += 150
+    captions = [f"{NAMES[label]} {i}" for i, label in enumerate(labels)]
+    images = np.broadcast_to(images.astype(np.uint8), (48, 10, 9, 3))
+    np.savez(folder / "pairs.npz", images=images, captions=captions)
+    return folder / "pairs.npz"
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+def tiny_run(source, out, preset="clip-tiny", steps=4, optimizer="adamw"):
+    """A few steps of a tiny model; the losses."""
+    pretrain_clip.run(
+        source, out, preset=preset, model=SIZES, log_every=1, device="cpu",
+        training=dict(steps=steps, batch=12), optimization=dict(warm_up=2, peak=1e-2, optimizer=optimizer),
+    )  # fmt: skip
+    found = [json.loads(line) for line in (pretrain_clip.Path(out) / "log.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in found if "loss" in record]
+
+
+@pytest.mark.parametrize("preset", ["clip-tiny", "siglip-tiny"])
+def test_captions_are_learned(pairs, tmp_path, preset):
+    found = tiny_run(pairs, tmp_path, preset, steps=60)
+    # a third of a batch has the same colour: telling colours leaves about log(12 / 3)
+    assert found[-1] < 0.8 * found[0]
+    model, facts = saved.load(tmp_path / "model.safetensors")
+    assert facts == {"tokenizer": "bytes"} and (model.config.logit_bias is None) == (preset == "clip-tiny")
+
+
+def batch_of(count):
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (count, 8, 8, 3)).astype(np.uint8))
+    tokens = rng.integers(1, 500, (count, 12))
+    tokens[:, -1] = 513
+    return images, torch.from_numpy(tokens)
+
+
+def objective_of(preset="clip-tiny", **options):
+    config, _ = pretrain_clip.PRESETS[preset]
+    tower = dict(width=16, heads=4, hidden=32)
+    image = clip.image_config(depth=1, image_size=8, patch_size=4, pooling=config.image.pooling, **tower)
+    text = clip.TextConfig(depth=1, context=12, vocabulary=514, **tower)
+    config = clip.CLIPConfig(embed=16, image=image, text=text, logit_bias=config.logit_bias)
+    return Pairs(CLIP(config, **options), "bytes").double().train()
+
+
+def gradients(objective, batch, parts):
+    loss = objective.backward(objective, list(zip(*(x.chunk(parts) for x in batch), strict=True)), lambda x: x)
+    return [loss, *(p.grad for p in objective.parameters())]
+
+
+@pytest.mark.parametrize("preset", ["clip-tiny", "siglip-tiny"])
+def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(preset):
+    batch = batch_of(12)
+    whole, parted = (gradients(objective_of(preset), batch, parts) for parts in (1, 4))
+    alone = [gradients(objective_of(preset), [x[:3] for x in batch], 1)[0]]
+    for x, y in zip(whole, parted, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-13)
+    assert abs(alone[0] - whole[0]) > 0.1  # a part by itself has another loss
+
+
+def test_parts_drop_the_same_activations_both_times():
+    objective, batch = objective_of(dropout=0.3), batch_of(6)
+    torch.manual_seed(1)
+    state = random_state(torch.device("cpu"))
+    found = gradients(objective, batch, 3)
+    after = torch.rand(1)
+    for parameter in objective.parameters():
+        parameter.grad = None
+    set_random_state(state, torch.device("cpu"))
+    outputs = [objective(*(x[2 * i : 2 * i + 2] for x in batch)) for i in range(3)]
+    loss = objective.loss(*(torch.cat(x) for x in list(zip(*outputs, strict=True))[:2]), outputs[0][2])
+    loss.backward()
+    assert torch.equal(after, torch.rand(1))
+    for x, y in zip(found, [loss.detach(), *(p.grad for p in objective.parameters())], strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-13)
+
+
+def test_a_resnets_statistics_count_each_part_once():
+    image = ResNetConfig(layers=(1, 1, 1, 1), width=2, embed=8, heads=2, image_size=32)
+    text = clip.TextConfig(width=8, depth=1, heads=1, context=12, vocabulary=514)
+    model = CLIP(clip.CLIPConfig(embed=8, image=image, text=text)).train()
+    images = torch.randint(0, 256, (4, 32, 32, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    once, parted = Pairs(model, "bytes"), Pairs(CLIP(model.config).train(), "bytes")
+    tokens = batch_of(4)[1]
+    for i in (0, 2):
+        once(images[i : i + 2], tokens[i : i + 2])
+    gradients(parted, (images, tokens), 2)
+    for x, y in zip(once.buffers(), parted.buffers(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_two_ranks_train_as_one(pairs, tmp_path):
+    alone = tiny_run(pairs, tmp_path / "one", optimizer="sgd")
+    together("pretraining", 2, tmp_path, pairs, tmp_path / "two")
+    models = [saved.load(tmp_path / name / "model.safetensors")[0].numpy_parameters() for name in ("one", "two")]
+    records = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose([r["loss"] for r in records if "loss" in r], alone, rtol=1e-5)
+    for name, x in models[0].items():
+        np.testing.assert_allclose(models[1][name], x, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_samples_without_a_caption_are_broken():
+    with pytest.raises(Broken, match="no caption"):
+        objective_of().prepare(Sample("x", np.zeros((8, 8, 3), np.uint8)), np.random.default_rng(0))
+    long = Sample("x", np.zeros((9, 8, 3), np.uint8), caption="a very long caption")
+    picture, tokens = objective_of().prepare(long, np.random.default_rng(0))
+    assert picture.shape == (8, 8, 3) and tokens.shape == (12,) and tokens[-1] == 513
+
+
+def test_measures_are_of_one_batch():
+    objective, (images, tokens) = objective_of(), batch_of(6)
+    found = objective.measures(images, torch.stack([tokens[0]] * 6))
+    # six equal captions: every picture is nearest to the first of them
+    assert found["accuracy"] == pytest.approx(1 / 6) and found["loss"] >= np.log(6) - 1e-9
+
+
+def test_every_preset_is_a_run():
+    for name, (config, training) in pretrain_clip.PRESETS.items():
+        assert training.batch % 2 == 0 and (config.logit_bias is not None) == name.startswith("siglip"), name
+    assert pretrain_clip.PRESETS["clip-vit-b32"][1].optimization.betas == (0.9, 0.98)
+    assert pretrain_clip.PRESETS["clip-rn50"][1].optimization.betas == (0.9, 0.999)
+    assert pretrain_clip.PRESETS["clip-vit-l14@336px"][1].epochs == 1
+
+
+def test_the_command(pairs, tmp_path):
+    sizes = [word for name, value in SIZES.items() for word in ("--set", f"{name}={value}")]
+    command = [
+        "pretrain",
+        "clip",
+        str(pairs),
+        "--preset",
+        "clip-tiny",
+        "--steps",
+        "1",
+        "--batch",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    done = invoke(*command, "--out", str(tmp_path / "run"), *sizes)
+    assert done.exit_code == 0 and "step 1: ends" in done.output, done.output
+    assert "Example: saccade pretrain clip" in invoke("pretrain", "clip", "--help").output

@@ -1,0 +1,196 @@
+"""Few-shot, zero-shot and probes: closed forms against the definition, features by hand, whole commands."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from recipe_models import COLORS, write_models
+from test_cli import invoke
+
+import saccade
+from saccade import reference
+from saccade.models import clip, imagegpt, vit
+from saccade.recipes import fewshot, probe, retrieve, saved, zeroshot
+from saccade.recipes.cuts import central, stretched
+from saccade.recipes.features import Extractor
+from saccade.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_models(tmp_path_factory.mktemp("evaluation"))
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (9, 30)])
+def test_one_eigendecomposition_serves_every_penalty(shape):
+    rng = np.random.default_rng(0)
+    features, labels, new = rng.standard_normal(shape), rng.integers(0, 3, shape[0]), rng.standard_normal((7, shape[1]))
+    ridge = fewshot.Ridge(features, labels, 3)
+    for penalty in (1e-2, 1.0, 1024.0):
+        expected = reference.ridge_few_shot(features, labels, 3, regularization=penalty)(new)
+        np.testing.assert_allclose(ridge.scores(new, penalty), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_few_examples_are_among_many_and_of_their_class():
+    labels = np.random.default_rng(0).integers(0, 4, 200)
+    few, many = (fewshot.drawn(labels, 4, shots, seed=1) for shots in (2, 7))
+    assert set(few) < set(many) and np.bincount(labels[many]).tolist() == [7] * 4 and len(set(many)) == 28
+    assert not np.array_equal(few, fewshot.drawn(labels, 4, 2, seed=2))
+    assert fewshot.drawn(labels, 4, 150, seed=0) is None and fewshot.drawn(labels, 5, 1, seed=0) is None
+
+
+def test_features_are_those_of_the_definition(folder):
+    source = saccade.recipes.data.Arrays(folder / "test.npz")
+    sample = source.read(3)
+    for name in ("token", "mean", "map", "clip"):
+        extractor = Extractor(folder / name, "cpu")
+        parameters = extractor.tower.numpy_parameters()
+        cut = central if name == "clip" else stretched
+        picture, label = extractor.prepare(sample, None)
+        assert np.array_equal(picture, cut(sample.picture, 8)) and label == 0 and extractor.layers == [0, 1, 2]
+        first, last = extractor((np.stack([picture]),), [1, 2])
+        stages, headless = {}, replace(extractor.config, classes=None)
+        expected = vit.forward(parameters, picture[None], headless, reference, stages=stages)
+        np.testing.assert_allclose(last, expected, rtol=1e-4, atol=1e-5)
+        norm = {n.removeprefix("blocks.1.norm1."): x for n, x in parameters.items() if n.startswith("blocks.1.norm1.")}
+        normal = reference.layer_norm(stages["blocks.0"], norm["scale"], norm["bias"], eps=headless.eps)
+        pooled = normal[:, 0] if headless.prefix else normal.mean(1)
+        np.testing.assert_allclose(first, pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_pixels_features_are_masked_as_in_training(folder):
+    sample = saccade.recipes.data.Arrays(folder / "test.npz").read(4)
+    extractor = Extractor(folder / "masked", "cpu")
+    tokens, mask, label = extractor.prepare(sample, np.random.default_rng(0))
+    assert tokens.shape == mask.shape == (16,) and label == 1 and extractor.usual == 1
+    expected = imagegpt.features(
+        extractor.model.numpy_parameters(), tokens[None], extractor.config, reference, layers=[2], mask=mask[None]
+    )
+    np.testing.assert_allclose(extractor((tokens[None], mask[None]), [2])[0], expected[0], rtol=1e-4, atol=1e-5)
+    assert len(Extractor(folder / "pixels", "cpu").prepare(sample, None)) == 2
+
+
+@pytest.mark.parametrize("model", ["pixels", "token", "clip"])
+def test_few_shots_of_frozen_features(folder, model, capsys):
+    options = dict(shots=(1, 10, 25), penalties=(1.0, 1024.0), device="cpu")
+    found = fewshot.run(folder / model, folder / "train.npz", folder / "test.npz", **options)
+    assert list(found["shots"]) == [1, 10] and "25 shots: a class of" in capsys.readouterr().out
+    assert all(len(each) == 3 for one in found["shots"].values() for each in one.values())
+    assert np.mean(found["shots"][10][1.0]) > 0.8
+
+
+def test_a_search_of_penalties_finds_the_best_of_ninety_seven():
+    asked = []
+
+    def accuracy_of(penalty):
+        asked.append(penalty)
+        return -abs(np.log10(penalty) - 2.37)
+
+    penalty, _ = probe.best_penalty(accuracy_of)
+    assert abs(np.log10(penalty) - 2.375) < 1e-9 and len(asked) == len(set(asked)) <= 7 + 2 * 4
+    assert probe.best_penalty(lambda penalty: 0.5)[0] == 1e6
+
+
+def test_a_logistic_probe_minimises_the_definition():
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((60, 4)), rng.integers(0, 3, 60)
+    fitted = probe.logistic(features, labels, 0.7, iterations=10_000)
+    loss, grad, grad_bias = reference.logistic_probe_loss(features, labels, fitted.coef_, fitted.intercept_, 0.7)
+    assert np.abs(grad).max() < 1e-2 and np.abs(grad_bias).max() < 1e-2
+    far = reference.logistic_probe_loss(features, labels, fitted.coef_ + 0.1, fitted.intercept_, 0.7)[0]
+    assert loss < far
+
+
+def test_a_fifth_of_each_class_is_held_out():
+    labels = np.array([0] * 10 + [1] * 5 + [2])
+    fitted, held_out = probe.split(labels, 0)
+    assert sorted([*fitted, *held_out]) == list(range(16)) and np.bincount(labels[held_out]).tolist() == [2, 1]
+    with pytest.raises(ValueError, match="no class has two pictures"):
+        probe.split(np.arange(3), 0)
+
+
+def test_a_probe_of_every_layer(folder, tmp_path):
+    options = dict(device="cpu", picture=tmp_path / "layers.png")
+    found = probe.run(folder / "token", folder / "train.npz", folder / "test.npz", **options)
+    assert list(found["layers"]) == [0, 1, 2] and found["layers"][found["best"]]["test"] > 0.8
+    # the first layer's class token has seen no patch yet: chance
+    assert found["layers"][0]["test"] == pytest.approx(1 / 3) and (tmp_path / "layers.png").stat().st_size > 1000
+
+
+def test_ranks_by_hand():
+    scores = np.array([[0.1, 0.5, 0.2], [0.3, 0.3, 0.3], [9.0, 1.0, 2.0]])
+    assert zeroshot.ranks_of(scores, np.array([1, 2, 1])).tolist() == [0, 2, 2]
+
+
+def test_prompts(tmp_path):
+    assert zeroshot.templates_of("a {}!") == ["a {}!"]
+    (tmp_path / "prompts.txt").write_text("one {}\n\nanother {}\n")
+    assert zeroshot.templates_of(str(tmp_path / "prompts.txt")) == ["one {}", "another {}"]
+    eighty = zeroshot.openai_templates()
+    assert len(eighty) == 80 and eighty[0] == "a bad photo of a {}." and all(one.count("{}") == 1 for one in eighty)
+    with pytest.raises(ValueError, match="exactly one"):
+        zeroshot.templates_of("{} and {}")
+
+
+def test_zero_shot_is_the_nearest_mean_of_prompts(folder):
+    templates = ["a {}", "the {} one"]
+    (folder / "prompts.txt").write_text("\n".join(templates))
+    found = zeroshot.run(folder / "clip", folder / "test.npz", prompts=str(folder / "prompts.txt"), device="cpu")
+    model, _ = saved.load(folder / "clip")
+    parameters, config = model.numpy_parameters(), model.config
+    rows = []
+    for name in COLORS:
+        tokens = Tokenizer().tokenize([template.format(name) for template in templates], 20)
+        mean = clip.encode_texts(parameters, tokens, config, reference).mean(0)
+        rows.append(mean / np.linalg.norm(mean))
+    source = saccade.recipes.data.Arrays(folder / "test.npz")
+    images = np.stack([central(source.read(i).picture, 8) for i in range(30)])
+    guesses = (clip.encode_images(parameters, images, config, reference) @ np.stack(rows).T).argmax(1)
+    assert found["top"] == {1: pytest.approx((guesses == source.labels).mean())} and found["pictures"] == 30
+    with pytest.raises(ValueError, match="2 names, expected 3"):
+        zeroshot.run(folder / "clip", folder / "test.npz", names=["x", "y"], device="cpu")
+    with pytest.raises(ValueError, match="is a ViT, expected a CLIP"):
+        zeroshot.run(folder / "token", folder / "test.npz", device="cpu")
+
+
+def test_recalls_by_hand():
+    images = np.eye(3)
+    texts = np.array([[1, -0.1, 0], [0, 0, 1], [0, 0.5, 0.9]])
+    # picture 1 is nearer to caption 2 than to its own, picture 2 to caption 1; caption 1 is no nearer to its own
+    # picture than to the one before
+    found = retrieve.recalls(images, texts, (1, 2, 5))
+    assert found["captions of pictures"] == {1: pytest.approx(1 / 3), 2: 1.0}
+    assert found["pictures of captions"] == {1: pytest.approx(2 / 3), 2: pytest.approx(2 / 3)}
+
+
+def test_retrieval_is_by_the_products_of_embeddings(folder, monkeypatch):
+    monkeypatch.setattr(retrieve, "BATCH", 4)
+    source = saccade.recipes.data.Arrays(folder / "test.npz")
+    captions = np.array([f"{COLORS[label]} {i}" for i, label in enumerate(source.labels)])
+    np.savez(folder / "pairs.npz", images=source.images, captions=captions)
+    found = retrieve.run(folder / "clip", folder / "pairs.npz", top=(1, 3), device="cpu")
+    model, _ = saved.load(folder / "clip")
+    parameters, config = model.numpy_parameters(), model.config
+    images = np.stack([central(source.read(i).picture, 8) for i in range(30)])
+    tokens = Tokenizer().tokenize(list(captions), 20)
+    embeddings = [clip.encode_images(parameters, images, config, reference)]
+    embeddings.append(clip.encode_texts(parameters, tokens, config, reference))
+    expected = retrieve.recalls(*embeddings, (1, 3))
+    assert {name: pytest.approx(each, abs=1e-6) for name, each in expected.items()} | {"pairs": 30} == found
+
+
+def test_the_commands(folder, tmp_path):
+    both = [str(folder / "train.npz"), str(folder / "test.npz")]
+    for command in (
+        ["fewshot", str(folder / "token"), *both, "--shots", "2"],
+        ["zeroshot", str(folder / "clip"), both[1], "--prompts", "a {}"],
+        ["probe", str(folder / "token"), *both, "--layer", "2"],
+        ["retrieve", str(folder / "clip"), str(folder / "pairs.npz"), "--top", "2"],
+    ):
+        done = invoke(*command, "--device", "cpu", "--json", str(tmp_path / "out.json"))
+        assert done.exit_code == 0, done.output
+        assert json.loads((tmp_path / "out.json").read_text())
+        assert f"Example: saccade {command[0]}" in invoke(command[0], "--help").output
+    done = invoke("probe", both[0], *both)
+    assert done.exit_code == 1 and "is not a whole safetensors file" in done.output

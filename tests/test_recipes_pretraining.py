@@ -1,0 +1,237 @@
+"""Pre-training: what is minimised, interruptions, parts of a batch, 16 bits, logs and checkpoints."""
+
+import json
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_cli import invoke
+
+from saccade.palette import Palette
+from saccade.recipes import checkpoints, pretrain_imagegpt, saved
+from saccade.recipes.data import Arrays
+from saccade.recipes.optimization import Optimization
+from saccade.recipes.pretraining import Stopped, Training, pretrain
+from saccade.torch import ImageGPT
+
+COLORS = 8
+TINY = dict(width=16, depth=2, heads=2, length=16)
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory):
+    """Pictures of 6 x 6 in four colours, of which each row repeats its first pixel; and a palette."""
+    folder = tmp_path_factory.mktemp("pixels")
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (40, 6, 1, 3)).astype(np.uint8)
+    np.savez(folder / "a.npz", images=np.broadcast_to(rows, (40, 6, 6, 3)), labels=np.arange(40) % 3)
+    Palette.fit(rows, COLORS).save(folder / "palette.npy")
+    return folder
+
+
+class Breaking(Arrays):
+    """Raises in place of the given sample, counted over the run, as a process that is killed would stop."""
+
+    def __init__(self, path, at, error):
+        super().__init__(path)
+        self.left, self.error = at, error
+
+    def read(self, job):
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return super().read(job)
+
+
+def objective_of(folder, seed=0, dropout=0.0, objective="autoregressive"):
+    config = replace(pretrain_imagegpt.PRESETS["igpt-tiny"][0], **TINY, colors=COLORS, objective=objective, causal=None)
+    model = ImageGPT(config, seed=seed, dropout=dropout)
+    return pretrain_imagegpt.Pixels(model, Palette.load(folder / "palette.npy"))
+
+
+def training(**changes):
+    how = Optimization(peak=1e-2, warm_up=2, clip=1.0, average=0.9, weight_decay=0.01)
+    return Training(**dict(steps=8, batch=4, optimization=how, seed=3) | changes)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return {record["step"]: record["loss"] for record in records(folder) if "loss" in record}
+
+
+def same(model, other):
+    pairs = zip(model.numpy_parameters().items(), other.numpy_parameters().items(), strict=True)
+    return all(a == b and np.array_equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.mark.parametrize("how", [{}, {"precision": "bfloat16"}, {"precision": "float16"}, {"adafactor": True}])
+def test_an_interrupted_run_goes_on_bit_for_bit(pixels, tmp_path, how):
+    adafactor = how.pop("adafactor", False)
+    settings = training(**how)
+    if adafactor:
+        settings = replace(settings, optimization=replace(settings.optimization, optimizer="adafactor"))
+    options = dict(log_every=1, save_every=2)
+    source = Arrays(pixels / "a.npz")
+    whole = pretrain(objective_of(pixels, dropout=0.1), source, tmp_path / "whole", settings, **options)
+    for at in (14, 6):  # in the fourth step, after the checkpoint of two; then again in the first of those left
+        broken = Breaking(pixels / "a.npz", at, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(objective_of(pixels, dropout=0.1), broken, tmp_path / "cut", settings, **options)
+    assert {step for step in losses(tmp_path / "cut")} < set(losses(tmp_path / "whole"))
+    resumed = pretrain(objective_of(pixels, 1, dropout=0.1), source, tmp_path / "cut", settings, workers=1, **options)
+    assert same(whole, resumed) and losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    averages = [saved.load(tmp_path / name / "average.safetensors")[0] for name in ("whole", "cut")]
+    assert same(*averages) and not same(averages[0], whole)
+    steps = [record["step"] for record in records(tmp_path / "cut") if "loss" in record]
+    assert steps == sorted(set(steps)) == list(range(1, 9))
+
+
+def test_training_learns(pixels, tmp_path):
+    out = tmp_path / "run"
+    model = pretrain_imagegpt.run(
+        pixels / "a.npz", out, palette=pixels / "palette.npy", preset="igpt-tiny", model=TINY,
+        training=dict(steps=40, batch=16), optimization=dict(peak=1e-2, warm_up=2), device="cpu", log_every=1,
+    )  # fmt: skip
+    found = losses(out)
+    # a pixel right of the first is like it: 4 of 16 pixels are left to guess, of 8 colours
+    assert found[1] == pytest.approx(np.log(COLORS), rel=1e-5) and found[40] < 0.7 * found[1]
+    loaded, facts = saved.load(out / "model.safetensors")
+    assert same(loaded, model) and np.array_equal(facts["palette"], Palette.load(pixels / "palette.npy").centers)
+    assert any(out.glob("tensorboard/*")) and not list(out.glob(".*"))
+
+
+def test_bert_masks_some_pixels_and_learns_them(pixels, tmp_path):
+    objective = objective_of(pixels, objective="masked")
+    sample, rng = Arrays(pixels / "a.npz").read(0), np.random.default_rng(0)
+    masks = np.array([objective.prepare(sample, rng)[1] for _ in range(300)])
+    assert masks.any(1).all() and 0.14 < masks.mean() < 0.18
+    pretrain(objective, Arrays(pixels / "a.npz"), tmp_path, training(steps=40, batch=16), log_every=1)
+    assert losses(tmp_path)[40] < 0.9 * losses(tmp_path)[1]
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "masked"])
+def test_parts_of_a_batch_give_its_gradients(pixels, objective):
+    source, rng = Arrays(pixels / "a.npz"), np.random.default_rng(0)
+    gradients = []
+    for parts in (1, 3):
+        one = objective_of(pixels, objective=objective).double()
+        torch.nn.init.normal_(one.model.head.weight, generator=torch.Generator().manual_seed(0))
+        rng = np.random.default_rng(0)
+        batch = [torch.from_numpy(np.stack(x)) for x in zip(*(one.prepare(source.read(i), rng) for i in range(6)))]  # noqa: B905
+        loss = one.backward(one, list(zip(*(x.chunk(parts) for x in batch), strict=True)), lambda x: x)
+        gradients.append([loss, *(p.grad for p in one.parameters())])
+    for x, y in zip(*gradients, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
+
+
+def test_a_term_signal_saves_and_leaves(pixels, tmp_path):
+    class Asked(Breaking):
+        def read(self, job):
+            self.left -= 1
+            if self.left == 0:
+                signal.raise_signal(signal.SIGTERM)
+            return Arrays.read(self, job)
+
+    source = Asked(pixels / "a.npz", 6, None)
+    with pytest.raises(Stopped) as stopped:
+        pretrain(objective_of(pixels), source, tmp_path / "run", training(), log_every=1)
+    assert stopped.value.code == 128 + 15 and records(tmp_path / "run")[-1]["event"] == "stops"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    resumed = pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path / "run", training(), log_every=1)
+    whole = pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path / "whole", training(), log_every=1)
+    assert same(resumed, whole)
+
+
+def test_a_checkpoint_survives_a_write_that_fails(pixels, tmp_path, monkeypatch):
+    pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.write(tmp_path / "checkpoint.pt", {})
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before and not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(pixels, tmp_path):
+    pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
+    with pytest.raises(ValueError, match=r"of a run with batch=4, not 8: choose another folder"):
+        pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2, batch=8))
+    other = objective_of(pixels)
+    other.options["palette"] = [[0.0, 0.0, 0.0]]
+    with pytest.raises(ValueError, match=r"of a run with objective="):
+        pretrain(other, Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
+    (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(pixels, tmp_path):
+    how = training(optimization=Optimization(peak=1e30, schedule="constant"))
+    with pytest.raises(ValueError, match="a lower learning rate"):
+        pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, how, log_every=1)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_broken_samples_are_named_in_the_log(pixels, tmp_path):
+    from saccade.recipes.cuts import Broken
+
+    source = Breaking(pixels / "a.npz", 3, Broken("a.npz[?]", "planted"))
+    pretrain(objective_of(pixels), source, tmp_path, training(steps=2))
+    named = [record for record in records(tmp_path) if record.get("event") == "skipped"]
+    assert [(record["name"], record["reason"]) for record in named] == [("a.npz[?]", "planted")]
+    assert records(tmp_path)[-1] == {"step": 2, "event": "ends", "skipped": 1}
+
+
+def test_held_out_samples_are_judged_without_a_trace(pixels, tmp_path):
+    source, options = Arrays(pixels / "a.npz"), dict(log_every=2, save_every=3)
+    plain = pretrain(objective_of(pixels, dropout=0.1), source, tmp_path / "plain", training(), **options)
+    held_out = dict(held_out=pixels / "a.npz")
+    judged = pretrain(objective_of(pixels, dropout=0.1), source, tmp_path / "judged", training(), **held_out, **options)
+    assert same(plain, judged) and losses(tmp_path / "plain") == losses(tmp_path / "judged")
+    found = {r["step"]: r["held_out_loss"] for r in records(tmp_path / "judged") if "held_out_loss" in r}
+    objective = objective_of(pixels)
+    tokens = [objective.prepare(source.read(i), None, training=False)[0] for i in range(40)]
+    with torch.no_grad():
+        expected = judged.loss(torch.from_numpy(np.stack(tokens))).item()
+    assert list(found) == [3, 6, 8] and found[8] == pytest.approx(expected, rel=1e-5)
+
+
+def test_lengths_and_shares():
+    class Ten:
+        path = "ten"
+
+        def __len__(self):
+            return 10
+
+    assert Training(epochs=3, batch=4).length(Ten()) == 8 and Training(steps=5, batch=4).length(None) == 5
+    assert Training(steps=1, batch=12, parts=3).share(2) == 6
+    with pytest.raises(ValueError, match="does not divide into 2 ranks of 3 parts"):
+        Training(steps=1, batch=4, parts=3).share(2)
+    tiny = pretrain_imagegpt.PRESETS["igpt-tiny"][1].changed({"epochs": 2, "batch": 5}, {"peak": 7.0})
+    assert tiny.length(Ten()) == 4 and tiny.optimization.peak == 7 and tiny.optimization.warm_up == 50
+    with pytest.raises(ValueError, match="precision='half'"):
+        Training(steps=1, batch=4, precision="half")
+
+
+def test_the_command_trains_and_goes_on(pixels, tmp_path):
+    command = [
+        "pretrain", "imagegpt", str(pixels / "a.npz"), "--palette", str(pixels / "palette.npy"), "--out",
+        str(tmp_path / "run"), "--preset", "igpt-tiny", "--set", "width=16", "--set", "length=16", "--set", "depth=1",
+        "--batch", "4", "--warm-up", "2", "--device", "cpu", "--log-every", "1",
+    ]  # fmt: skip
+    done = invoke(*command, "--steps", "2")
+    assert done.exit_code == 0 and "step 2: ends" in done.output, done.output
+    done = invoke(*command, "--steps", "3")
+    assert done.exit_code == 1 and "of a run with steps=2, not 3" in done.output and "Traceback" not in done.output
+    done = invoke(*command[:-2], "--steps", "2", "--preset", "igpt-tiny", "--set", "width=sixteen")
+    assert done.exit_code == 1 and done.output.startswith("saccade pretrain imagegpt: "), done.output
+    assert "Example: saccade pretrain imagegpt" in invoke("pretrain", "imagegpt", "--help").output
