@@ -6,13 +6,27 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from saccade.bench import report
+from saccade.bench import bars, report
 from saccade.bench.run import run
 from saccade.recipes.report import write
 
 
 def run_bench(cases, providers, *, out=None, json_file=None, base=None, **options):
     """Run, show and write; the exit status: 1 if something is slower than in ``base``, else 0."""
+    return present(_run(cases, providers, **options), out=out, json_file=json_file, base=base)
+
+
+def run_bars(operation, providers, *, out=None, json_file=None, base=None, **options):
+    """``run_bench`` of what decides the bars, of one operation if it is given, and the bars."""
+    cases = [one for one in bars.cases() if operation in (None, one.operation)]
+    if not cases:
+        raise ValueError(f"bench: no bar is decided by cases of operation={operation!r}")
+    results = _run(cases, providers or bars.PROVIDERS, **options)
+    results["bars"] = bars.judged(results)
+    return present(results, out=out, json_file=json_file, base=base)
+
+
+def _run(cases, providers, **options):
     columns = TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("measuring the machine")
@@ -20,8 +34,7 @@ def run_bench(cases, providers, *, out=None, json_file=None, base=None, **option
         def told(done, of, what):
             bar.update(task, completed=done, total=of, description=what)
 
-        results = run(cases, providers, told=told, **options)
-    return present(results, out=out, json_file=json_file, base=base)
+        return run(cases, providers, told=told, **options)
 
 
 def present(results, *, out=None, json_file=None, base=None):

@@ -10,11 +10,12 @@ from saccade.testing.frameworks import Framework
 class Held:
     """Arguments, options and cotangents as arrays of one framework.
 
-    A call reads them anew each time: most arrays are written over in place, but JAX's are exchanged.
+    A call reads them anew each time: most arrays are written over in place, but JAX's are exchanged. Options keep their
+    numbers.
     """
 
     def __init__(self, framework, axes, arguments, options, cotangents):
-        self.framework, self.axes, self.options = framework, axes, options
+        self.framework, self.axes, self.options = framework, axes, framework.put(options)
         self._memory = tuple(map(self._laid_out, arguments)), tuple(map(self._laid_out, cotangents))
         self.arguments, self.cotangents = (tuple(map(self.framework.put, x)) for x in self._memory)
 

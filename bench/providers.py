@@ -115,20 +115,21 @@ def _by_torch(function, problem, inputs):
 
     moving = [x is not None for x in differentiable(problem.operation, problem.arguments, problem.options)]
     names = names_of(problem.operation)
-    leaves_at = [names.index(one) for one, moves in zip(GRADIENTS[problem.operation], moving, strict=True) if moves]
+    leaves = [name for name, moves in zip(GRADIENTS[problem.operation], moving, strict=True) if moves]
 
     def forward():
         with torch.inference_mode():
             return function(*inputs.arguments, **inputs.options)
 
     def backward():
-        given, leaves = list(inputs.arguments), []
-        for place in leaves_at:
-            given[place] = given[place].detach().requires_grad_()
-            leaves.append(given[place])
-        out = function(*given, **inputs.options)
+        given = dict(zip(names, inputs.arguments, strict=False)) | inputs.options
+        kept = {name: given[name].detach().requires_grad_() for name in leaves}
+        given |= kept
+        by_position = [given.pop(name) for name in names if name in given]
+        out = function(*by_position, **given)
         outputs = out if isinstance(out, tuple) else (out,)
-        found = iter(torch.autograd.grad(outputs, leaves, [g.to(outputs[0].dtype) for g in inputs.cotangents]))
+        cotangents = [g.to(y.dtype) for g, y in zip(inputs.cotangents, outputs, strict=True)]
+        found = iter(torch.autograd.grad(outputs, [kept[name] for name in leaves], cotangents))
         return tuple(next(found) if moves else None for moves in moving)
 
     return forward, backward

@@ -6,6 +6,7 @@ import numpy as np
 
 from saccade.recipes.report import figure, page, paragraph, table
 
+BARS = ("bar", "asked", "measured", "holds")
 HEADER = ("case", "provider", "verdict", "cold ms", "warm ms", "× base, cold", "GF/s", "% of limit", "peak MB")
 
 
@@ -55,6 +56,8 @@ def markdown(results):
             lines.append(f"{head} {1e3 * row['seconds']['cold']:.3g} | {against} | {share} |")
         elif row["verdict"] != "does not apply":
             lines.append(f"{head} {row['verdict']} | | |")
+    if "bars" in results:
+        lines += ["", *("| " + " | ".join(row) + " |" for row in (BARS, ("---",) * len(BARS), *results["bars"]))]
     return "\n".join([*textwrap.wrap(conditions(results), 120), "", *lines, ""])
 
 
@@ -74,6 +77,11 @@ def show(results, console):
             if row["verdict"] != "PASS":
                 colour = "dim" if row["verdict"] == "does not apply" else "red"
                 console.print(f"{row['provider']}: {row['verdict']}: {row['reason'][:300]}", style=colour, markup=False)
+    if "bars" in results:
+        drawn = Table(*BARS, title="\nBars", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for row in results["bars"]:
+            drawn.add_row(*row, style={"yes": "green", "no": "red"}.get(row[-1], "dim"))
+        console.print(drawn)
 
 
 def html(results):
@@ -81,6 +89,8 @@ def html(results):
     sections = [("Ratios", _ratios(results)), ("Limits", _roofline(results))]
     if growth := _growth(results):
         sections.append(("Growth", growth))
+    if "bars" in results:
+        sections.insert(0, ("Bars", table(BARS, results["bars"])))
     sections.append(("Rows", table(HEADER, [cells(row) for row in results["rows"]])))
     what = (
         "Every provider is judged before it is timed, by the whole oracle and on the very case; one that is wrong has "

@@ -91,7 +91,7 @@ def _application(typer):
             None, help="Names or module:function, by commas; the first of an operation is the base."
         ),
         suite: str = typer.Option(
-            None, help="deck (if nothing is given), vit, clip, igpt, palette, growth, or a .toml."
+            None, help="deck (if nothing is given), vit, clip, igpt, palette, growth, bars, or a .toml."
         ),
         sizes: str = typer.Option(None, help="One case instead of a suite: the operation's sizes, by commas."),
         causal: bool = typer.Option(False, help="With --sizes: attention under a causal mask."),
@@ -115,9 +115,11 @@ def _application(typer):
         try:
             if replay is not None:
                 sys.exit(console.present(console.read(replay), **files))
-            cases = _cases(operation, suite, sizes, causal, dtype, gradients)
             names = providers.split(",") if providers else None
             options = {"seconds": seconds, "threads": threads, "seed": seed}
+            if suite == "bars":
+                sys.exit(console.run_bars(operation, names, **files, **options))
+            cases = _cases(operation, suite, sizes, causal, dtype, gradients)
             sys.exit(console.run_bench(cases, names, **files, **options))
         except (OSError, ValueError) as error:
             sys.exit(f"saccade bench: {str(error).removeprefix('bench: ')}")

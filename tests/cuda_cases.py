@@ -16,6 +16,10 @@ CASES = {
         (normal(1, 2, 6, 8), normal(1, 2, 9, 8), normal(1, 2, 9, 8)),
         {"causal": True, "mask": np.random.default_rng(0).random((6, 9)) < 0.7, "key_lengths": np.array([7])},
     ),
+    "attention of 16 bits": (
+        tuple(normal(1, 2, n, width).astype(np.float16) for n, width in ((70, 24), (100, 24), (100, 12))),
+        {"causal": True, "mask": RNG.random((2, 70, 100)) < 0.7, "bias": normal(70, 100), "return_lse": True},
+    ),
     "qkv_attention": ((normal(2, 5, 3, 2, 8),), {"causal": True, "key_lengths": np.array([2, 5])}),
     "varlen_attention": (
         (normal(9, 2, 8), normal(9, 2, 8)[::-1], normal(9, 2, 8)),

@@ -1,7 +1,8 @@
 """The CuPy backend on the CPU: its CUDA C++ compiled by a C++ compiler for the host, its arrays NumPy's.
 
 Every launch runs, block by block, all threads of a block as fibers, which take turns at barriers in another order each
-time (``cuda_on_host/``). cuBLAS is played by NumPy, which is told of matrices as cuBLAS is: addresses, by columns.
+time (``cuda_on_host/``). Between two barriers a thread is not interrupted, so an addition that should be atomic and is
+not goes unseen. cuBLAS is played by NumPy, which is told of matrices as cuBLAS is: addresses, by columns.
 """
 
 import contextlib
@@ -68,6 +69,7 @@ def on_the_host(folder, orders=(FORWARD, REVERSED, *SHUFFLED)):
         patch.setattr(pairs, "PANEL", 3000)
         patch.setattr(convolution, "WINDOWS", 3000)
         patch.setattr(device, "launch", launch)
+        patch.setattr(device, "has_tensor_cores", lambda: True)
         patch.setattr(device, "empty", empty)
         patch.setattr(device, "zeros", np.zeros)
         patch.setattr(device, "full", np.full)

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from saccade.bench import cases, judging, limits, report, run, timing
+from saccade.bench import bars, cases, judging, limits, report, run, timing
 from saccade.bench.problem import Problem
-from saccade.bench.providers import known, provider
+from saccade.bench.providers import claims_of, known, provider
 from saccade.testing import gate
 
 USERS = """
@@ -226,6 +227,17 @@ def run_forward(one, arguments, options):
     return problem.outputs(provider("reference")(problem)[0]())
 
 
+@pytest.mark.parametrize("name", ["saccade", "saccade-torch"])
+def test_the_oracle_judges_our_own_providers_with_every_option(name):
+    for operation in ("layer_norm", "rms_norm", "attention"):
+        one = cases.case(
+            operation, *{"layer_norm": (4, 8), "rms_norm": (4, 8), "attention": (1, 1, 4, 4, 8)}[operation]
+        )
+        one = replace(one, gradients=True)
+        verdict, says = judging.judge_provider(provider(name), claims_of(name, provider(name)), one, 1.0)
+        assert verdict == "PASS", says
+
+
 def test_work_is_counted_by_hand():
     assert cases.case("attention", 1, 1, 2, 3, 5).work() == (2 * 2 * 2 * 3 * 5, 4 * (2 * 5 * 5))
     causal = cases.case("attention", 1, 1, 4, 4, 8, causal=True)
@@ -301,6 +313,23 @@ def made_row(seconds, n=100, provider="saccade"):
         "bytes": n, "peak memory": 5, "binding limit": "products", "share of limit": 0.5,
         "ratio": {"cold": ratios, "warm": ratios},
     }  # fmt: skip
+
+
+def test_bars_hold_or_do_not_and_what_is_missing_is_said():
+    def timed(one, ratio):
+        seconds = one.work()[0] / 0.6e11
+        row = {"case": one.name, "provider": "saccade", "verdict": "PASS", "dtype": one.dtype, "flops": one.work()[0]}
+        return {**row, "ratio": {"warm": {"median": ratio}}, "seconds": {"warm": seconds}, "peak memory": 2**20}
+
+    results = {"limits": LIMITS, "rows": [timed(one, 1.5) for one in bars.cases() if "bfloat16" not in one.name]}
+    found = {what: (asked, figures, holds) for what, asked, figures, holds in bars.judged(results)}
+    assert len(found) == len(bars.BARS)
+    asked = "geometric mean >= 1.4, each >= 1"
+    assert found["attention, float32, torch's SDPA"] == (asked, "1.5, 1.5", "yes")
+    assert found["CLIP loss with gradients, 16,384 pairs, open_clip"][1:] == ("1.5, 1", "no")
+    assert found["attention of 197 and more, float32"][1:] == ("60", "no")
+    assert found["attention, bfloat16, torch's SDPA"][2] == "not measured: 15 of 15 cases without a time"
+    assert found["CLIP loss on a GPU, open_clip and Inf-CL"] == ("", "", "not measured yet: it needs a GPU")
 
 
 def test_growth_is_fitted():

@@ -1,5 +1,6 @@
 """The CUDA C++ of the CuPy backend compiles for the GPUs it is meant for, without a GPU or a driver."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ from cuda.bindings import nvrtc
 
 from saccade.kernels.cupy import device
 
-SIZES = {"attention.cu": {"D": 72, "E": 64}}
+FLAGS = ("--std=c++14", "--ptxas-options=-v")
+SIZES = {"attention.cu": {"D": 72, "E": 64, "TILES": 1}}
 SOURCES = sorted({path.name for path in Path(device.__file__).parent.glob("*.cu")} - set(device.FOUNDATIONS))
 
 
 def compiled(text, flags):
-    """The cubin of a program, or an AssertionError with the compiler's words."""
+    """The cubin of a program and the compiler's words, or an AssertionError with them."""
 
     def checked(result):
         status, *values = result
@@ -24,25 +26,51 @@ def compiled(text, flags):
         _, size = nvrtc.nvrtcGetProgramLogSize(program)
         words = b" " * size
         nvrtc.nvrtcGetProgramLog(program, words)
-        return words.decode()
+        return words.decode().rstrip("\0")
 
     program = checked(nvrtc.nvrtcCreateProgram(text.encode(), b"saccade.cu", 0, [], []))
     checked(nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags]))
     cubin = b" " * checked(nvrtc.nvrtcGetCUBINSize(program))
     checked(nvrtc.nvrtcGetCUBIN(program, cubin))
-    return cubin
+    return cubin, log()
+
+
+def used(words):
+    """(kernel, bytes of stack, bytes spilled, registers, bytes of shared memory) of each kernel, from those words."""
+    found = []
+    for part in words.split("Compiling entry function '")[1:]:
+        numbers = (
+            sum(map(int, re.findall(pattern, part)))
+            for pattern in (r"(\d+) bytes stack", r"(\d+) bytes spill", r"(\d+) registers", r"(\d+) bytes smem")
+        )
+        found.append((part.partition("'")[0], *numbers))
+    return found
 
 
 @pytest.mark.parametrize("core", [np.float32, np.float64])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("file", SOURCES)
-def test_kernels_compile(file, architecture, core):
-    flags = ("--std=c++14", f"--gpu-architecture={architecture}", *device.options(core, **SIZES.get(file, {})))
-    cubin = compiled(device.source(file), flags)
+def test_kernels_compile_and_fit(file, architecture, core):
+    flags = (*FLAGS, f"--gpu-architecture={architecture}", *device.options(core, **SIZES.get(file, {})))
+    cubin, words = compiled(device.source(file), flags)
     assert cubin.startswith(b"\x7fELF")
-    for line in device.source(file).splitlines():
-        if line.startswith('extern "C" __global__ void '):
-            assert line.split("void ")[1].split("(")[0].encode() in cubin
+    kernels = re.findall(r'extern "C" __global__ void (\w+)', device.source(file))
+    assert sorted(kernels) == sorted(name for name, *_ in used(words))
+    for name, stack, spilled, registers, shared in used(words):
+        assert name.encode() in cubin
+        assert not spilled, (name, spilled)
+        if file != "attention.cu":  # there a thread's sums are a row of them, in registers or on its stack
+            assert registers <= 80 and not stack and shared <= 4096, (name, registers, stack, shared)
+        elif name == "attention_forward_tiles":
+            assert not stack and shared <= 48 << 10, (name, stack, shared)
+
+
+def test_what_spills_is_noticed():
+    few = "--maxrregcount=16"
+    _, words = compiled(
+        device.source("layers.cu"), (*FLAGS, few, "--gpu-architecture=sm_90", *device.options("float32"))
+    )
+    assert any(spilled for _, _, spilled, *_ in used(words))
 
 
 def test_what_does_not_compile_is_noticed():

@@ -17,7 +17,7 @@ import saccade.palette
 from saccade.families import FAMILIES, family_of
 from saccade.kernels.cupy import attention, device, losses, pairs, palette
 from saccade.palette import Palette
-from saccade.testing import strategies
+from saccade.testing import gate, strategies
 from saccade.testing.claims import Claims
 from saccade.testing.subject import PALETTE
 
@@ -71,6 +71,13 @@ def test_16_bit_numbers_are_converted_exactly():
             rows = value[:, :, start : start + 64]
             out = attention.attention(ones[:, :, :64], ones[:, :, :64], rows, mask=visible[:, :64])
             assert np.array_equal(out, rows)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, strategies.DTYPES[2]])
+def test_16_bit_attention_without_tensor_cores_is_right(dtype, monkeypatch):
+    monkeypatch.setattr(device, "has_tensor_cores", lambda: False)
+    arguments, options = CASES["attention"]
+    gate.assert_right("attention", attention, tuple(x.astype(dtype) for x in arguments), options)
 
 
 def test_rounding_to_16_bits_is_to_nearest_even():

@@ -29,6 +29,17 @@ BUGS = {
     "lengths ignored": ("attention.cu", "attention", "return lengths ?", "return 0 ?"),
     "a mask ignored": ("attention.cu", "attention", "return mask.base && ", "return 0 && "),
     "the row sums forgotten": ("attention.cu", "attention", "(products - row_sums", "(products - 0 * row_sums"),
+    "a wrong lane of keys": ("attention.cu", "attention of 16 bits", "&keys[n * 8 + group]", "&keys[n * 8 + lane % 8]"),
+    "a wrong register of queries": ("attention.cu", "attention of 16 bits", "row[i % 2], column", "row[i / 2], column"),
+    "weights in another order": ("attention.cu", "attention of 16 bits", "*left = scores[2 * k]", "*left = scores[k]"),
+    "a sum that is not rescaled": (
+        "attention.cu",
+        "attention of 16 bits",
+        "half * 2 + i] *= rescale",
+        "half * 2 + i] *= 1",
+    ),
+    "half of a row's lanes": ("attention.cu", "attention of 16 bits", "bit <= 2", "bit <= 1"),
+    "queries beyond their end": ("attention.cu", "attention of 16 bits", "i_s < end[half] &&", ""),
     "sequences that see each other": ("attention.cu", "varlen_attention", "begins.base ? begins.integer(i)", "0 ? 0"),
     "queries of later sequences": ("attention.cu", "varlen_attention", "p->ends.base ? p->ends.integer(i_s)", "0 ? 0"),
     "the last group left out": ("blocks.cu", "layer_norm", "/ GROUP; i++) sum", "/ GROUP - 1; i++) sum"),
@@ -130,9 +141,41 @@ def judge(case):
     gate.assert_judged(judged, operation, arguments, options)
 
 
+def compute(case):
+    """The outputs of a case, and its gradients for cotangents of 1."""
+    arguments, options = CASES[case]
+    operation = case.split()[0]
+    kernels = importlib.import_module(dict(kernels_of("cupy"))[operation].partition(":")[0])
+    if operation in PALETTE:
+        return getattr(kernels, operation)(*arguments, **options), ()
+    out, saved = getattr(kernels, f"{operation}_forward")(*arguments, **options)
+    ones = [np.ones_like(x) for x in (out if isinstance(out, tuple) else (out,))]
+    return out, getattr(kernels, f"{operation}_backward")(saved, *ones)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_cases_in_which_bugs_are_planted_are_right(case):
     judge(case)
+
+
+def bits_in_every_order(case, host):
+    found = set()
+    for order in (FORWARD, REVERSED, *SHUFFLED):
+        with on_the_host(host, orders=(order,)):
+            results = compute(case)
+        flat = [x for part in results for x in (part if isinstance(part, tuple) else (part,))]
+        found.add(b"".join(x.tobytes() for x in flat if x is not None))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bits_do_not_depend_on_the_order_of_threads(case, host):
+    assert len(bits_in_every_order(case, host)) == 1
+
+
+def test_threads_that_write_to_one_place_are_caught(host, monkeypatch):
+    plant(monkeypatch, "layers.cu", "p->out.set(j, sum);", "p->out.set(0, sum);")
+    assert len(bits_in_every_order("layer_norm", host)) > 1
 
 
 @pytest.mark.parametrize("bug", BUGS)
@@ -144,16 +187,14 @@ def test_planted_bugs_are_caught(bug, monkeypatch):
 
 
 BARRIER = "__syncthreads();"
-BARRIERS = {
-    0: "rms_norm",
-    1: "rms_norm",
-    4: "assign",
-    5: "assign",
-}  # by where they are in a source with its foundations
+BARRIERS = [  # which of a source, its foundations before it, and a case that shows it
+    (0, "rms_norm"), (1, "rms_norm"), (2, "softmax_cross_entropy"), (3, "softmax_cross_entropy"), (4, "assign"),
+    (5, "assign"), (4, "attention of 16 bits"), (5, "attention of 16 bits"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("which", BARRIERS)
-def test_a_missing_barrier_is_caught(which, host, monkeypatch):
+@pytest.mark.parametrize(("which", "case"), BARRIERS)
+def test_a_missing_barrier_is_caught(which, case, host, monkeypatch):
     """In some order of the threads; in which depends on who should wait for whom."""
     plain = device.source
 
@@ -166,7 +207,7 @@ def test_a_missing_barrier_is_caught(which, host, monkeypatch):
     for order in (FORWARD, REVERSED, *SHUFFLED):
         with on_the_host(host, orders=(order,)):
             try:
-                judge(BARRIERS[which])
+                judge(case)
             except AssertionError:
                 caught += 1
     assert caught

@@ -92,7 +92,11 @@ def test_parts_of_many_rows_add_up(monkeypatch):
     gate.assert_right("rms_norm", KERNELS["layers"], (x, scale))
 
 
-PRODUCTS = ("clip_loss, a negative scale that is a number", "clip_loss, a tile less one", "siglip_loss, numbers")
+PRODUCTS = (
+    "clip_loss, a negative scale that is a number",
+    "clip_loss, a tile less one",
+    "siglip_loss, all but certain",
+)
 PRODUCTS += ("linear_cross_entropy, smoothed", "patch_embed, a tile and one")
 
 

@@ -1,4 +1,4 @@
-// Softmax attention, one thread a row; the definitions are in saccade.reference.attention.
+// Softmax attention, one thread a row but for 16-bit numbers forwards; definitions in saccade.reference.attention.
 //
 //     S = scale Q Kᵀ + bias;   P = exp(S − lse);   O = P V
 //     dV = Pᵀ dO;   dP = dO Vᵀ;   dS = P (dP − rowsum(dO * O) + dlse);   dQ = scale dS K;   dK = scale dSᵀ Q
@@ -128,3 +128,118 @@ extern "C" __global__ void attention_row_sums(const Problem* p, double factor) {
     for (int i = 0; i < E; i++) sum += p->out.get(i_b, i_h, i_t, i) * p->grad_out.get(i_b, i_h, i_t, i);
     p->row_sums.set(i_b, i_h, i_t, 0, sum - p->row_sums.get(i_b, i_h, i_t, 0));
 }
+
+#ifdef TILES
+
+// The same on tensor cores, for 16-bit numbers: a block has QUERIES of one head, a warp 16 of them, and all go through
+// KEYS keys at a time. Weights are rounded to 16 bits before they meet the values, as operands of tensor cores are.
+enum { QUERIES = THREADS / 32 * 16, KEYS = 64, D16 = (D + 15) / 16 * 16, E8 = (E + 7) / 8 * 8 };
+
+static __device__ unsigned bits_at(const Array& x, int64 i_b, int64 i_h, int64 i, int64 column, int64 end, int width) {
+    return i < end && column < width ? *(const unsigned short*)x.at(i_b, i_h, i, column) : 0;
+}
+
+static __device__ float over_quad(float value, bool maximum) {  // four neighbouring lanes share a row of scores
+    for (int bit = 1; bit <= 2; bit *= 2) {
+        float other = of_lane_across(value, bit);
+        value = maximum ? (other > value ? other : value) : value + other;
+    }
+    return value;
+}
+
+extern "C" __global__ void attention_forward_tiles(const Problem* p, double factor) {
+    __shared__ unsigned keys[KEYS][D16 / 2 + 4], values[E8][KEYS / 2 + 4];  // pairs along a key; pairs of keys
+    int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
+    int64 tiles = (p->t + QUERIES - 1) / QUERIES, first_t = blockIdx.x % tiles * QUERIES;
+    int64 i_h = blockIdx.x / tiles % p->h, i_b = blockIdx.x / tiles / p->h, kind = p->query.kind;
+    int64 row[2] = {first_t + threadIdx.x / 32 * 16 + group, first_t + threadIdx.x / 32 * 16 + group + 8};
+    float scale = (float)factor, sum[E8 / 8][4] = {}, top[2] = {minus_infinity(), minus_infinity()}, total[2] = {};
+    unsigned query[D16 / 16][4];
+    UNROLLED
+    for (int k = 0; k < D16 / 16; k++)
+        UNROLLED
+        for (int i = 0; i < 4; i++) {
+            int64 i_t = row[i % 2], column = k * 16 + i / 2 * 8 + pair;
+            query[k][i] = bits_at(p->query, i_b, i_h, i_t, column, p->t, D) |
+                          bits_at(p->query, i_b, i_h, i_t, column + 1, p->t, D) << 16;
+        }
+    int64 end[2] = {row[0] < p->t ? p->end(i_b, row[0]) : 0, row[1] < p->t ? p->end(i_b, row[1]) : 0};
+    int64 last = first_t + QUERIES < p->t ? first_t + QUERIES - 1 : p->t - 1, stop = p->end(i_b, last);
+    for (int64 first_s = 0; first_s < stop; first_s += KEYS) {
+        __syncthreads();  // all are done with the tile before
+        for (int i = threadIdx.x; i < KEYS * D16 / 2; i += THREADS) {
+            int64 s = i / (D16 / 2), column = i % (D16 / 2) * 2;
+            keys[s][column / 2] = bits_at(p->key, i_b, i_h, first_s + s, column, stop, D) |
+                                  bits_at(p->key, i_b, i_h, first_s + s, column + 1, stop, D) << 16;
+        }
+        for (int i = threadIdx.x; i < KEYS / 2 * E8; i += THREADS) {
+            int64 s = i / E8 * 2, column = i % E8;
+            values[column][s / 2] = bits_at(p->value, i_b, i_h, first_s + s, column, stop, E) |
+                                    bits_at(p->value, i_b, i_h, first_s + s + 1, column, stop, E) << 16;
+        }
+        __syncthreads();
+        float scores[KEYS / 8][4] = {};
+        UNROLLED
+        for (int n = 0; n < KEYS / 8; n++)
+            UNROLLED
+            for (int k = 0; k < D16 / 16; k++) {
+                const unsigned* from = &keys[n * 8 + group][k * 8 + pair / 2];
+                unsigned two[2] = {from[0], from[4]};
+                multiply_add(scores[n], query[k], two, kind);
+            }
+        UNROLLED
+        for (int half = 0; half < 2; half++) {
+            float highest = top[half], part = 0;
+            UNROLLED
+            for (int n = 0; n < KEYS / 8; n++)
+                UNROLLED
+                for (int i = 0; i < 2; i++) {
+                    int64 i_t = row[half], i_s = first_s + n * 8 + pair + i;
+                    bool seen = i_s < end[half] && !p->hidden(i_b, i_h, i_t, i_s);
+                    float* score = &scores[n][half * 2 + i];
+                    *score *= scale;
+                    if (seen && p->bias.base) *score += p->bias.get(i_b, i_h, i_t, i_s);
+                    if (!seen) *score = minus_infinity();
+                    highest = *score > highest ? *score : highest;
+                }
+            highest = over_quad(highest, true);
+            float shift = highest == minus_infinity() ? 0 : highest, rescale = exp(top[half] - shift);
+            UNROLLED
+            for (int n = 0; n < KEYS / 8; n++)
+                UNROLLED
+                for (int i = 0; i < 2; i++) part += scores[n][half * 2 + i] = exp(scores[n][half * 2 + i] - shift);
+            UNROLLED
+            for (int n = 0; n < E8 / 8; n++)
+                UNROLLED
+                for (int i = 0; i < 2; i++) sum[n][half * 2 + i] *= rescale;
+            total[half] = total[half] * rescale + part;
+            top[half] = highest;
+        }
+        UNROLLED
+        for (int k = 0; k < KEYS / 16; k++) {
+            const float *left = scores[2 * k], *right = scores[2 * k + 1];
+            unsigned weights[4] = {rounded_pair(left[0], left[1], kind), rounded_pair(left[2], left[3], kind),
+                                   rounded_pair(right[0], right[1], kind), rounded_pair(right[2], right[3], kind)};
+            UNROLLED
+            for (int n = 0; n < E8 / 8; n++) {
+                const unsigned* from = &values[n * 8 + group][k * 8 + pair / 2];
+                unsigned two[2] = {from[0], from[4]};
+                multiply_add(sum[n], weights, two, kind);
+            }
+        }
+    }
+    UNROLLED
+    for (int half = 0; half < 2; half++) {
+        float whole = over_quad(total[half], false);
+        if (row[half] >= p->t) continue;
+        UNROLLED
+        for (int n = 0; n < E8 / 8; n++)
+            UNROLLED
+            for (int i = 0; i < 2; i++)
+                if (n * 8 + pair + i < E)
+                    p->out.set(i_b, i_h, row[half], n * 8 + pair + i, sum[n][half * 2 + i] / (whole == 0 ? 1 : whole));
+        if (pair == 0) p->lse.set(i_b, i_h, row[half], 0, whole == 0 ? minus_infinity() : top[half] + log(whole));
+    }
+}
+
+#endif

@@ -6,6 +6,9 @@ from typing import Any
 
 from saccade.kernels.cupy import device
 
+_QUERIES = device.THREADS // 32 * 16  # queries of a block, as in attention.cu
+_WIDEST = 160  # the widest head whose tiles of keys and values fit into the 48 KiB that every GPU has
+
 
 def attention(query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False):
     """Softmax attention, bhtd x bhsd x bhse -> bhte."""
@@ -100,8 +103,18 @@ def _forward(three, bias, mask, key_lengths, out, causal, scale, bounds=(None, N
     lse = device.empty(query.shape[:3], device.core_dtype(query.dtype))
     scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
     saved = *three, bias, mask, key_lengths, out, lse, causal, scale
-    _launch("attention_forward", saved, lse.size, bounds=bounds)
+    if _has_tiles(query, three[2]) and bounds[0] is None:
+        tiles = -(-query.shape[2] // _QUERIES) * query.shape[0] * query.shape[1]
+        _launch("attention_forward_tiles", saved, tiles * device.THREADS)
+    else:
+        _launch("attention_forward", saved, lse.size, bounds=bounds)
     return saved
+
+
+def _has_tiles(query, value):
+    """Whether tensor cores multiply these: 16-bit numbers, and heads whose tiles fit into shared memory."""
+    fits = 0 < value.shape[3] <= _WIDEST and query.shape[3] <= _WIDEST
+    return query.dtype.itemsize == 2 and fits and device.has_tensor_cores()
 
 
 def _backward(saved, grad_out, grad_lse, gradients, bounds=(None, None)):
@@ -134,7 +147,7 @@ def _launch(kernel, saved, threads, gradients=(None,) * 6, bounds=(None, None)):
     parameters += (0,) * 4 if bias is None else (1,) * (4 - bias.ndim) + bias.shape
     for x in bounds:
         parameters += device.describe(x)
-    flags = device.options(lse.dtype, D=d, E=e)
+    flags = device.options(lse.dtype, D=d, E=e, **({"TILES": 1} if _has_tiles(query, value) else {}))
     device.launch("attention.cu", kernel, flags, threads, device.upload(parameters), scale)
 
 

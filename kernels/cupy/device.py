@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 THREADS = 128
-FOUNDATIONS = ("memory.cu", "blocks.cu")  # what stands before every other source
+FOUNDATIONS = ("memory.cu", "blocks.cu", "ptx.cu")  # what stands before every other source
 _KINDS = {
     np.dtype(np.float32): 0,
     np.dtype(np.float64): 1,
@@ -55,6 +55,11 @@ def put(x):
 def upload(integers):
     """64-bit integers as an array on the GPU."""
     return cupy.asarray(np.array(integers, np.int64))
+
+
+def has_tensor_cores():
+    """Whether the current GPU has what ``ptx.cu`` is written in: Ampere's tensor cores, or newer ones."""
+    return int(cupy.cuda.Device().compute_capability) >= 80
 
 
 def as_rows(x):

@@ -26,8 +26,9 @@ from saccade.kernels.triton.memory import (
     types,
 )
 
-# The longest padded row of a head, in bytes, whose tiles fit the shared memory of every GPU we compile for.
-LONGEST_ROW = 2048
+# (longest padded row of a head in bytes, side of a tile of scores, warps, stages): they do not change which function
+# is computed. Tiles of the longest rows still fit the shared memory of every GPU we compile for.
+TILES = ((128, 64, 4, 2), (256, 64, 8, 2), (512, 32, 8, 1), (2048, 16, 8, 1))
 
 
 def attention(query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False):
@@ -135,19 +136,18 @@ def _differentiate(saved, grad_out, grad_lse, gradients):
 
 
 def _tiles(query, value):
-    """Block sizes, by the longest padded row of a head; they do not change which function is computed."""
+    """Block sizes, by the longest padded row of a head."""
     block_d, block_e = (max(16, triton.next_power_of_2(x.shape[-1])) for x in (query, value))
-    row = max(block_d, block_e) * query.element_size()
-    if row > LONGEST_ROW:
-        raise ValueError(
-            f"attention: {query.shape=}, {value.shape=}, expected head dimensions of at most "
-            f"{LONGEST_ROW // query.element_size()} for {query.dtype} on a GPU"
-        )
-    side = 64 if row <= 256 else 32 if row <= 512 else 16
-    return {
-        "BLOCK_T": side, "BLOCK_S": side, "BLOCK_D": block_d, "BLOCK_E": block_e,
-        "num_warps": 4 if row <= 128 else 8, "num_stages": 2 if row <= 256 else 1,
-    }  # fmt: skip
+    for longest, side, warps, stages in TILES:
+        if max(block_d, block_e) * query.element_size() <= longest:
+            return {
+                "BLOCK_T": side, "BLOCK_S": side, "BLOCK_D": block_d, "BLOCK_E": block_e,
+                "num_warps": warps, "num_stages": stages,
+            }  # fmt: skip
+    raise ValueError(
+        f"attention: {query.shape=}, {value.shape=}, expected head dimensions of at most "
+        f"{TILES[-1][0] // query.element_size()} for {query.dtype} on a GPU"
+    )
 
 
 @triton.jit

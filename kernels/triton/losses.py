@@ -97,19 +97,13 @@ def linear_cross_entropy_backward(saved, grad_loss):
     """Gradients for hidden and weight."""
     hidden, weight, labels, of_rows, ignore_index, label_smoothing, reduction = saved
     core = of_rows.dtype
-    whole = grad_loss.to(core)
-    # a factor of all rows is left to the end, since 16-bit gradients of logits have not the range for a mean of many
-    factors = whole if reduction == "none" else whole.new_ones(())
+    whole, one = grad_loss.to(core), of_rows.new_ones(())
+    if reduction == "mean":  # where no row counts, gradients are 0 though the loss is NaN
+        whole = whole / _counted(labels, ignore_index).clamp(min=1)
+    factors, whole = (whole, one) if reduction == "none" else (one, whole)
     factors = torch.where(labels == ignore_index, 0, factors + _bad(labels, len(weight), core))
     targets = labels, factors, torch.full((), label_smoothing, dtype=core, device=hidden.device)
-    grad_hidden, grad_weight, _, _ = gradients(
-        "labels", hidden, weight, whole.new_ones(()), of_rows=of_rows, targets=targets
-    )
-    if reduction != "none":
-        # where no row counts, gradients are 0 though the loss is NaN
-        whole = whole / _counted(labels, ignore_index).clamp(min=1) if reduction == "mean" else whole
-        grad_hidden, grad_weight = whole * grad_hidden, whole * grad_weight
-    return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype)
+    return gradients("labels", hidden, weight, one, whole, of_rows=of_rows, targets=targets)[:2]
 
 
 def _bad(labels, k, core):
@@ -136,8 +130,8 @@ def clip_loss_backward(saved, grad_loss):
     images, texts, logit_scale, of_images, of_texts = saved
     scale, factor = _number(logit_scale, of_images), grad_loss.to(of_images.dtype) / (2 * len(images))
     own = own_products(images, texts, None)
-    found = gradients("clip", images, texts, scale, own=own, of_rows=of_images, of_columns=of_texts)
-    return _pair_gradients(saved[:3], scale, factor, found)
+    found = gradients("clip", images, texts, scale, factor, own=own, of_rows=of_images, of_columns=of_texts)
+    return *found[:2], _of_number(found[2], logit_scale)
 
 
 def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
@@ -158,9 +152,8 @@ def siglip_loss_backward(saved, grad_loss):
     images, texts, logit_scale, logit_bias = saved
     factor = grad_loss.to(core_dtype(images.dtype)) / len(images)
     scale, bias = _number(logit_scale, factor), _number(logit_bias, factor)
-    found = gradients("siglip", images, texts, scale, bias)
-    grad_bias = (factor * found[3]).to(logit_bias.dtype) if isinstance(logit_bias, torch.Tensor) else None
-    return *_pair_gradients(saved[:3], scale, factor, found), grad_bias
+    found = gradients("siglip", images, texts, scale, factor, bias)
+    return *found[:2], _of_number(found[2], logit_scale), _of_number(found[3], logit_bias)
 
 
 def _number(x, like):
@@ -168,11 +161,9 @@ def _number(x, like):
     return torch.as_tensor(x, dtype=like.dtype, device=like.device)
 
 
-def _pair_gradients(arguments, scale, factor, found):
-    images, texts, logit_scale = arguments
-    grad_images, grad_texts = ((scale * factor * x).to(images.dtype) for x in found[:2])
-    grad_scale = (factor * found[2]).to(logit_scale.dtype) if isinstance(logit_scale, torch.Tensor) else None
-    return grad_images, grad_texts, grad_scale
+def _of_number(grad, x):
+    """The gradient of a factor, None if that is a number."""
+    return grad.to(x.dtype) if isinstance(x, torch.Tensor) else None
 
 
 def _counted(labels, ignore_index):

@@ -26,9 +26,9 @@ from saccade.kernels.triton.products import multiply, tile_at, tile_of_product, 
 
 # Bytes of partial statistics, and of a panel of gradients of logits.
 STATISTICS_BYTES = 32 << 20
-PANEL_BYTES = 128 << 20
-# Columns of a tile of gradients of logits, by bytes a number: several arrays of its size are alive at once.
-GRADIENT_COLUMNS = {2: 64, 4: 32, 8: 32}
+PANEL_BYTES = 96 << 20
+# The tile of gradients of logits, by bytes a number: several arrays of its size are alive at once.
+GRADIENT_TILE = {2: {"ROWS": 64, "COLUMNS": 128}, 4: {"ROWS": 64, "COLUMNS": 32}, 8: {"ROWS": 32, "COLUMNS": 32}}
 # Of rows with their own; that of products is theirs. It does not change which function is computed.
 OWN_TILE = {"ROWS": 16, "DEPTH": 128, "num_warps": 4}
 
@@ -105,42 +105,44 @@ def softplus_sums(a, b, scale, bias):
     """sum log(1 + exp(∓ logit)) over all pairs, − for a row's own: one number."""
     (n, e), tiles = a.shape, tiles_of(a.dtype)
     blocks = triton.cdiv(n, tiles["ROWS"])
-    parts = scale.new_empty(blocks**2)
+    parts = scale.new_empty((blocks**2, tiles["ROWS"]))
     if n:
         with torch.cuda.device_of(a):
             _softplus_sums[(len(parts),)](describe(a), describe(b), scale, bias, describe(parts), n, e, **tiles)
     return parts.sum()
 
 
-def gradients(kind, a, b, scale, bias=None, own=None, of_rows=None, of_columns=None, targets=(None, None, None)):
-    """(scale⁻¹ dA, scale⁻¹ dB, dscale, dbias) in the dtype sums have, for gradients of logits as ``kind`` says.
+def gradients(kind, a, b, scale, factor, bias=None, own=None, of_rows=None, of_columns=None, targets=(None,) * 3):
+    """Gradients for A and B, rounded to their dtypes, for the scale and for the bias, of logits' gradients G · factor.
 
-    "clip":   softmax of the row + softmax of the column − 2 for its own
-    "siglip": −σ(−logit) for its own, σ(logit) for the others
-    "labels": (softmax of the row − target) times the row's factor; ``targets`` are labels, factors and smoothing
+    "clip":   G = softmax of the row + softmax of the column − 2 for its own
+    "siglip": G = −σ(−logit) for its own, σ(logit) for the others
+    "labels": G = (softmax of the row − target) times the row's factor; ``targets`` are labels, factors and smoothing
+
+    ``factor`` comes last, since 16-bit numbers have not the range for a mean of many.
     """
     (n, e), k, core = a.shape, len(b), core_dtype(a.dtype)
-    tiles = {**tiles_of(a.dtype), "COLUMNS": GRADIENT_COLUMNS[a.element_size()]}
+    tiles = {**tiles_of(a.dtype), **GRADIENT_TILE[a.element_size()]}
     labels, factors, smoothing = targets
-    grad_a, grad_b = a.new_empty(a.shape, dtype=core), b.new_zeros(b.shape, dtype=core)
-    sums = []
+    grad_a, total_b = a.new_empty(a.shape), b.new_zeros(b.shape, dtype=core)
+    sums = total_b.new_zeros(2)
     for rows in panels(n, k * a.element_size(), PANEL_BYTES, tiles["ROWS"]):
         panel = a.new_empty((rows.stop - rows.start, k))
-        parts = grad_a.new_empty((2, triton.cdiv(len(panel), tiles["ROWS"]) * triton.cdiv(k, tiles["COLUMNS"])))
+        blocks = triton.cdiv(len(panel), tiles["ROWS"]) * triton.cdiv(k, tiles["COLUMNS"])
+        parts = total_b.new_empty((2, blocks, tiles["ROWS"]))
         own_labels, own_factors, own_rows = (
             describe(None if x is None else x[rows]) for x in (labels, factors, own)
         )  # fmt: skip
         with torch.cuda.device_of(a):
-            _logit_gradients[(parts.shape[1],)](
+            _logit_gradients[(blocks,)](
                 describe(a[rows]), describe(b), scale, bias, own_labels, own_factors, own_rows, describe(own),
                 smoothing, describe(None if of_rows is None else of_rows[:, rows]), describe(of_columns),
                 describe(panel), describe(parts), rows.start, len(panel), k, e, KIND=kind, **tiles,
             )  # fmt: skip
-        grad_a[rows] = multiply(panel, b)
-        multiply(panel.T, a[rows], grad_b)
-        sums.append(parts.sum(1))
-    grad_scale, grad_bias = torch.stack(sums).sum(0) if sums else grad_a.new_zeros(2)
-    return grad_a, grad_b, grad_scale, grad_bias
+        grad_a[rows] = multiply(panel, b).mul_(scale * factor)
+        multiply(panel.T, a[rows], total_b)
+        sums += parts.sum((1, 2))
+    return grad_a, total_b.mul_(scale * factor).to(b.dtype), sums[0] * factor, sums[1] * factor
 
 
 @triton.jit
@@ -246,7 +248,7 @@ def _softplus_sums(
     b_terms = tl.maximum(b_logits, 0.0) + log1p(tl.exp(-tl.abs(b_logits)))
     b_terms = tl.where(b_logits != b_logits, b_logits, b_terms)  # tl.maximum may lose a NaN
     b_terms = tl.where((i_row < n) & (i_column < n), b_terms, 0.0)
-    tl.store(parts[0] + tl.program_id(0) * parts[1], tl.sum(tl.sum(b_terms, 1), 0))
+    tl.store(parts[0] + tl.program_id(0) * parts[1] + tl.arange(0, ROWS) * parts[2], tl.sum(b_terms, 1))
 
 
 @triton.jit
@@ -301,6 +303,6 @@ def _logit_gradients(
             b_grad = tl.where(b_factor == 0, 0.0, b_grad * b_factor)
     store_tile(panel, i_row, i_column, rows, columns, b_grad)
     m_inside = (i_row < rows) & (i_column < columns)
-    p_parts = parts[0] + tl.program_id(0) * parts[2]
-    tl.store(p_parts, tl.sum(tl.sum(tl.where(m_inside, b_of_scale, 0.0), 1), 0))
-    tl.store(p_parts + parts[1], tl.sum(tl.sum(tl.where(m_inside, b_grad, 0.0), 1), 0))
+    p_parts = parts[0] + tl.program_id(0) * parts[2] + tl.arange(0, ROWS) * parts[3]
+    tl.store(p_parts, tl.sum(tl.where(m_inside, b_of_scale, 0.0), 1))
+    tl.store(p_parts + parts[1], tl.sum(tl.where(m_inside, b_grad, 0.0), 1))

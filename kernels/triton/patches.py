@@ -14,6 +14,9 @@ import triton.language as tl
 from saccade.kernels.triton.memory import core_dtype, describe, load_tile, load_vector, product, store_tile
 from saccade.kernels.triton.products import parts_of_sum, tile_at, tile_of_product, tiles_of, transposed
 
+# Columns of a tile of the gradient for images, by bytes a number: as many pointers are alive at once.
+IMAGE_COLUMNS = {2: 64, 4: 32, 8: 32}
+
 
 def patch_embed(images, weight, bias=None, *, mean=None, std=None):
     """Decode, normalise, cut into patches and project each: b h w c -> b n e."""
@@ -62,7 +65,8 @@ def _weight_gradient(images, weight, affine, grad):
 
 
 def _image_gradient(images, weight, affine, grad):
-    grid, features, tiles = _grid(images, weight), weight[0].numel(), tiles_of(weight.dtype)
+    grid, features = _grid(images, weight), weight[0].numel()
+    tiles = {**tiles_of(weight.dtype), "COLUMNS": IMAGE_COLUMNS[weight.element_size()]}
     grad_images = images.new_empty(images.shape)
     if grad_images.numel():
         with torch.cuda.device_of(images):
@@ -107,11 +111,10 @@ def _affine_of(mean, std, white, channels, dtype, device):
 @triton.jit
 def _places(images, i_patch, i_feature, in_image, in_row, P: tl.constexpr, C: tl.constexpr):
     """Pointers to the pixels of a block of the matrix of patches, and their channels."""
-    i_b, i_in_image = i_patch // in_image, i_patch % in_image
-    i_y = i_in_image // in_row * P + i_feature // (P * C)
-    i_x = i_in_image % in_row * P + i_feature % (P * C) // C
-    i_c = i_feature % C
-    return images[0] + i_b * images[1] + i_y * images[2] + i_x * images[3] + i_c * images[4], i_c
+    i_b, i_in_image, i_c = i_patch // in_image, i_patch % in_image, i_feature % C
+    p_patch = images[0] + i_b * images[1] + i_in_image // in_row * P * images[2] + i_in_image % in_row * P * images[3]
+    i_pixel = i_feature // (P * C) * images[2] + i_feature % (P * C) // C * images[3] + i_c * images[4]
+    return p_patch + i_pixel, i_c
 
 
 @triton.jit
@@ -136,11 +139,11 @@ def _project(
     i_e = (column_block * COLUMNS + tl.arange(0, COLUMNS).to(tl.int64))[None, :]
     b_out = tl.zeros([ROWS, COLUMNS], CORE)
     for first in range(0, features, DEPTH):
-        i_feature = first + tl.arange(0, DEPTH)
+        i_feature = first + tl.arange(0, DEPTH).to(tl.int64)
         b_patches = _load_patches(
             images, affine, i_patch, i_feature[None, :], patches, in_image, in_row, features, P, C
         )
-        b_weight = load_tile(weight, i_feature.to(tl.int64)[:, None], i_e, features, e)
+        b_weight = load_tile(weight, i_feature[:, None], i_e, features, e)
         b_out += product(b_patches, b_weight, CORE, PRODUCT)
     if bias is not None:
         b_out += load_vector(bias, i_e, e).to(CORE)
@@ -155,7 +158,7 @@ def _project_backward_weight(
     """dW of ``in_part`` patches: a part of the sum over all."""
     row_block, column_block = tile_at(tl.program_id(0), e, features, ROWS, COLUMNS)
     i_e = (row_block * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None]
-    i_feature = (column_block * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    i_feature = (column_block * COLUMNS + tl.arange(0, COLUMNS).to(tl.int64))[None, :]
     start = tl.program_id(1) * in_part
     stop = tl.minimum(start + in_part, patches)
     b_out = tl.zeros([ROWS, COLUMNS], CORE)

@@ -27,3 +27,9 @@ static unsigned long long atomicAdd(unsigned long long* at, unsigned long long v
 }
 
 __attribute__((noinline)) static void __syncthreads();
+
+// ptx.cu on the host
+#define UNROLLED
+static void multiply_add(float* c, const unsigned* a, const unsigned* b, long long kind);
+static unsigned rounded_pair(float low, float high, long long kind);
+static float of_lane_across(float value, int bit);
