@@ -1,6 +1,7 @@
 """Checkpoints of other libraries: what is read is theirs, to the bit, and what is written they read."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -234,23 +235,31 @@ print(peak() - before)
 CALLS = {
     "load": "load(sys.argv[1])",
     "load a state dictionary": "load(sys.argv[1])",
-    "convert": "files.convert(sys.argv[1], sys.argv[1] + '.safetensors', 'open_clip')",
+    "convert": "files.convert(sys.argv[1], sys.argv[1] + '/out.safetensors', 'open_clip')",
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_a_file_and_one_tensor_fit_in_memory(name, tmp_path):
-    """Packed and transposed tensors, too: more than the file and its largest tensor is never held."""
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """(folder of a CLIP in Hugging Face's layout, its size in bytes, that of its largest tensor)."""
+    folder = tmp_path_factory.mktemp("large")
     whole = clip.variant("ViT-B/32")
     config = replace(whole, image=replace(whole.image, depth=3), text=replace(whole.text, depth=2))
     parameters = drawn(config, np.float16)
-    save(tmp_path / "ours.safetensors", parameters, config)
-    file = convert(tmp_path / "ours.safetensors", tmp_path / "hf", "hf")
-    size, largest = file.stat().st_size, max(x.nbytes for x in parameters.values())
+    save(folder / "ours.safetensors", parameters, config)
+    file = convert(folder / "ours.safetensors", folder / "hf", "hf")
+    return file.parent, file.stat().st_size, max(x.nbytes for x in parameters.values())
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_file_and_one_tensor_fit_in_memory(name, large, tmp_path):
+    """Packed and transposed tensors, too: more than the file and its largest tensor is never held."""
+    folder, size, largest = large
     if "state" in name:
-        torch.save(safetensors.torch.load_file(file), tmp_path / "hf" / "pytorch_model.bin")
-        file.unlink()
+        torch.save(safetensors.torch.load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+        shutil.copy(folder / "config.json", tmp_path)
+        folder = tmp_path
     program = MEMORY.format(call=CALLS[name])
-    done = subprocess.run([sys.executable, "-P", "-c", program, file.parent], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", program, folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= size + largest + 2**24, (int(done.stdout), size, largest)

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ def hub(tmp_path):
     """(address, requests): a server of the repository someone/tiny, a Hugging Face ViT."""
     model, _, _ = twins.huggingface_vit()
     model.save_pretrained(tmp_path / "repository")
+    clusters = [[-1, 0, 1], [1, 0, -1]]  # an ImageGPT's, for the palette
+    (tmp_path / "repository" / "preprocessor_config.json").write_text(json.dumps({"clusters": clusters}))
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -60,8 +63,8 @@ def hub(tmp_path):
     server.server_close()
 
 
-def run(name, home, **environment):
-    program = f"from saccade.models import load; print(load({name!r})[1].width)"
+def run(name, home, call="load({!r})[1].width", **environment):
+    program = f"from saccade.models import load, load_palette; print({call.format(name)})"
     environment = dict(os.environ, HF_HOME=str(home), HF_HUB_DISABLE_XET="1", **environment)
     return subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, env=environment)
 
@@ -76,6 +79,8 @@ def test_a_repository_is_downloaded_once_and_found_again_without_a_network(hub, 
     done = run("hf:someone/tiny", home, HF_ENDPOINT=address, HF_HUB_OFFLINE="1")
     assert done.stdout.strip() == "16", done.stderr
     assert not asked
+    palette = run("hf:someone/tiny", home, "load_palette({!r}).centers.tolist()", HF_HUB_OFFLINE="1")
+    assert palette.stdout.strip() == "[[0.0, 127.5, 255.0], [255.0, 127.5, 0.0]]", palette.stderr
     done = run("hf:someone/other", home, HF_ENDPOINT=address)
     assert "ValueError: hf:someone/other" in done.stderr
 

@@ -8,7 +8,19 @@ import numpy as np
 from saccade.files import replacing
 from saccade.models.clip import CLIPConfig
 from saccade.models.variants import module_of
-from saccade.weights import facts, google, huggingface, huggingface_clip, links, open_clip, openai, safe, sources, timm
+from saccade.weights import (
+    facts,
+    google,
+    hub,
+    huggingface,
+    huggingface_clip,
+    links,
+    open_clip,
+    openai,
+    safe,
+    sources,
+    timm,
+)
 from saccade.weights.layout import Found
 
 # Those that can be written, too, by library; a library has at most one that holds a given config.
@@ -41,6 +53,8 @@ def load_palette(path):
     """See ``saccade.models.load_palette``."""
     from saccade.palette import Palette
 
+    if str(path).startswith(hub.PREFIX):
+        path = hub.fetch(str(path))
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if (folder / "kmeans_centers.npy").is_file():
         return Palette.load(folder / "kmeans_centers.npy")
