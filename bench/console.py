@@ -49,7 +49,7 @@ def read(path):
     """
     try:
         results = json.loads(Path(path).read_text())
-        if not isinstance(results["rows"], list) or "limits" not in results:
+        if not isinstance(results["rows"], list) or not {"limits", "limits after", "load"} <= results.keys():
             raise KeyError("limits")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ValueError(f"bench: {path} holds no results, expected what saccade bench --json wrote") from None

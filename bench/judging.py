@@ -2,8 +2,8 @@
 
 The very case is judged in a part of it that is small: an attention in 64 queries of one head, a row-wise operation in
 64 rows, patches in one image. Cotangents are 0 outside of it, and labels of cross entropies ignored, so that every
-gradient is a sum over that part alone. Contrastive losses have no such part: they are judged whole up to 1024 pairs, and
-beyond as ``saccade.bench.pairs`` says.
+gradient is a sum over that part alone. Contrastive losses have no such part: they are judged whole up to 1024 pairs,
+and beyond as ``saccade.bench.pairs`` says.
 A palette's truth is the numba kernel's, which the tests hold to the definition bit by bit: that one would take minutes.
 """
 

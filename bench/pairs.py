@@ -148,7 +148,7 @@ class Standard(gate.Standard):
     """
 
     def __init__(self, operation, arguments, cotangents, at, sums):
-        self.operation, self.cotangents = operation, cotangents
+        self.operation, self.cotangents, self.terms = operation, cotangents, len(arguments[0])
         exact, dtype, noise = Way("online", np.dtype(np.float64)), arguments[0].dtype, np.random.default_rng(0)
         true, ordinary = sums
         wide = tuple(x.astype(np.float64) for x in arguments)

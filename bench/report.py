@@ -29,13 +29,17 @@ def said(ratio):
 
 def conditions(results):
     """The machine and the settings, in two sentences."""
-    machine, limits = results["machine"], results["limits"]
-    gemm = ", ".join(f"{rate / 1e9:.0f} GF/s in {dtype}" for dtype, rate in limits["gemm"].items())
+    machine, limits, after = results["machine"], results["limits"], results["limits after"]
+    gemm = ", ".join(
+        f"{rate / 1e9:.0f} GF/s in {dtype} ({after['gemm'][dtype] / 1e9:.0f} at its end)"
+        for dtype, rate in limits["gemm"].items()
+    )
+    load = " and ".join(f"{one[0]:.1f}" for one in results["load"])
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     return (
-        f"{machine['processor']['name']}, {machine['threads']} threads for every provider, {machine['time']}; "
-        f"{versions}. The machine's own limits, measured in the same run: products of matrices {gemm}, copies "
-        f"{limits['bandwidth'] / 1e9:.1f} GB/s."
+        f"{machine['processor']['name']}, {machine['threads']} threads for every provider, {machine['time']}, load "
+        f"{load} before and after; {versions}. The machine's own limits, measured in the same run: products of "
+        f"matrices {gemm}, copies {limits['bandwidth'] / 1e9:.1f} GB/s ({after['bandwidth'] / 1e9:.1f})."
     )
 
 

@@ -37,10 +37,7 @@ def run(cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, oracle=4.
     for name in providers or ():
         provider(name)  # one that is not there ends the run before it begins
     dtypes = sorted({case.dtype for case in cases})
-    results = {
-        "machine": _machine(threads), "limits": limits.measured(dtypes, threads), "seconds": seconds, "seed": seed,
-        "rows": [],
-    }  # fmt: skip
+    results = {"machine": _machine(threads), "seconds": seconds, "seed": seed, "load": [os.getloadavg()], "rows": []}
     names = {
         case.name: [name for name in providers or known(case.operation) if may_apply(name, case.operation)]
         for case in cases
@@ -48,6 +45,7 @@ def run(cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, oracle=4.
     rows = [(case, name) for case in cases for name in names[case.name]]
     judged, floors = {}, {}
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as shared:
+        results["limits"] = limits.measured(dtypes, threads)
         common = {"seconds": seconds, "samples": samples, "threads": threads, "seed": seed, "shared": shared}
         for done, (case, name) in enumerate(rows):
             if told is not None:
@@ -63,6 +61,8 @@ def run(cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, oracle=4.
                 judged[key] = row if row["oracle"] != "PASS" else {}
             row = {"case": case.name, **asdict(case), "provider": name, "base": base, **row}
             results["rows"].append(_with_figures(row, results["limits"], floors, np.random.default_rng(seed)))
+        results["limits after"] = limits.measured(dtypes, threads)
+    results["load"].append(os.getloadavg())
     return results
 
 

@@ -2,6 +2,10 @@
 
 The clock is taken when this module is imported, before any provider is; what a provider does to ``time`` later does not
 reach it. Right after the clock stops, some of the results are copied: work that goes on elsewhere is not there yet.
+
+Before each timed call the contender makes one that is not timed, on other arrays: threads that fell asleep since its
+last call are woken by that, as they are by the operation before in a model, and not at the cost of whoever has most of
+them to wait for. Now and then the numbers change after it, lest somebody does the timed call's work in it.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +18,7 @@ SAMPLES, FEWEST = 15, 5  # of each contender and cache, at least; where they tak
 PATIENCE = 20.0  # seconds
 ENTRIES = 64
 FLUSHED = 1 << 28  # bytes read and written to empty the caches: more than processors hold
+TRAPS = 0.2  # the share of calls before which the numbers change late
 PAUSE = 0.04  # seconds, so that one contender's spinning threads sleep when the other begins; OpenBLAS's take 30 ms
 
 
@@ -24,6 +29,7 @@ class Contender:
     Attributes:
         problem: whose numbers are changed before each call.
         call: without arguments.
+        wake: the same on arrays of its own, to be called before.
         taken: what a call returned -> a tuple of NumPy arrays.
         samples: seconds, by "cold" and "warm".
         seen: (which inputs, the copied entries) after each call.
@@ -31,6 +37,7 @@ class Contender:
 
     problem: Any
     call: Any
+    wake: Any
     taken: Any
     samples: dict = field(default_factory=lambda: {"cold": [], "warm": []})
     seen: list = field(default_factory=list)
@@ -51,18 +58,27 @@ def _timed(contender, inputs, which, cache, flush, clock=perf_counter_ns):
     if cache == "cold":
         flush += 1
     sleep(PAUSE)
+    contender.wake()
     start = clock()
     returned = contender.call()
     stop = clock()
-    seen = entries(contender.taken(returned))
-    return (stop - start) * 1e-9, seen
+    contender.seen.append((which, entries(contender.taken(returned))))
+    return (stop - start) * 1e-9
+
+
+def _trap(contender, inputs, which):
+    """A call whose numbers change after the one before it."""
+    contender.problem.fill(*inputs[1 - which])
+    contender.wake()
+    contender.problem.fill(*inputs[which])
+    contender.seen.append((which, entries(contender.taken(contender.call()))))
 
 
 def warm_up(contender, inputs, seconds=1.0):
     """Call until three calls take as long as the three before them, or for so many seconds; the last duration."""
     flush, times, start = np.zeros(1, np.uint8), [], perf_counter()
     while True:
-        times.append(_timed(contender, inputs, len(times) % 2, "warm", flush)[0])
+        times.append(_timed(contender, inputs, len(times) % 2, "warm", flush))
         settled = len(times) >= 6 and np.median(times[-3:]) > 0.9 * np.median(times[-6:-3])
         if settled or (len(times) >= 2 and perf_counter() - start > seconds):
             return times[-1]
@@ -76,9 +92,9 @@ def race(contenders, inputs, seconds, rng, samples=SAMPLES):
         for cache in ("cold", "warm"):
             which = int(rng.integers(2))
             for contender in contenders if rounds % 2 else contenders[::-1]:
-                taken, seen = _timed(contender, inputs, which, cache, flush)
-                contender.samples[cache].append(taken)
-                contender.seen.append((which, seen))
+                contender.samples[cache].append(_timed(contender, inputs, which, cache, flush))
+                if rng.random() < TRAPS:
+                    _trap(contender, inputs, which)
         rounds += 1
         if rounds >= min(samples, FEWEST) and perf_counter() - start > max(PATIENCE, 6 * seconds):
             break  # calls so slow that fewer samples have to do

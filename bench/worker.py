@@ -48,10 +48,11 @@ def row(task, tell):
     found = _judged(case, problem, parts or _parts(case, inputs, rng), forward, backward)
     if found is not None:
         return {**found, "oracle": oracle}
-    contenders = [_contender(case, problem, forward, backward)]
-    against, its_backward, its_problem = _applied(provider(task["base"]), case, inputs[0])
+    contenders = [_contender(made, case, inputs, problem, forward, backward)]
+    base = provider(task["base"])
+    against, its_backward, its_problem = _applied(base, case, inputs[0])
     if against is not None:
-        contenders.append(_contender(case, its_problem, against, its_backward))
+        contenders.append(_contender(base, case, inputs, its_problem, against, its_backward))
     tell("timing")
     raced = _raced(case, contenders, inputs, task, rng, tell)
     if raced["verdict"] == "PASS":
@@ -89,9 +90,8 @@ def _raced(case, contenders, inputs, task, rng, tell):
 
 def _drawn(case, seed):
     arguments, options = case.inputs(seed)
-    if not case.gradients:
-        return arguments, options, ()
-    return arguments, options, gate.draw_cotangents(_like_outputs(case, arguments, options), seed)
+    like = _like_outputs(case, arguments, options) if case.gradients else ()
+    return arguments, options, gate.draw_cotangents(like, seed)
 
 
 def _like_outputs(case, arguments, options):
@@ -120,7 +120,7 @@ def _applied(made, case, inputs):
 
 def _parts(case, inputs, rng):
     """What is judged of each of the inputs, drawn anew."""
-    return [judging.part_of(case, *one, rng) for one in inputs]
+    return [judging.part_of(case, *one, rng=rng) for one in inputs]
 
 
 def _parts_of_pairs(case, inputs, task, rng, tell):
@@ -130,7 +130,7 @@ def _parts_of_pairs(case, inputs, task, rng, tell):
     name = hashlib.sha256(f"{case.name} {task['seed']}".encode()).hexdigest()[:16]
     paths = [Path(task["shared"], f"{name}-{i}.npz") for i in range(2)]
     sums = [pairs.sums_of(case.operation, one[0], path) for one, path in zip(inputs, paths, strict=True)]
-    return [judging.part_of_pairs(case, *one, rng, its) for one, its in zip(inputs, sums, strict=True)]
+    return [judging.part_of_pairs(case, *one, rng=rng, sums=its) for one, its in zip(inputs, sums, strict=True)]
 
 
 def _judged(case, problem, parts, forward, backward):
@@ -144,9 +144,10 @@ def _judged(case, problem, parts, forward, backward):
     return None
 
 
-def _contender(case, problem, forward, backward):
+def _contender(made, case, inputs, problem, forward, backward):
     call, taken = (backward, problem.gradients_of) if case.gradients else (forward, problem.outputs)
-    return timing.Contender(problem, call, taken)
+    wake = _applied(made, case, inputs[1])[1 if case.gradients else 0]
+    return timing.Contender(problem, call, wake, taken)
 
 
 def _threads(count):

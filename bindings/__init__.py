@@ -75,7 +75,10 @@ from saccade.ops import (
 __version__ = "0.1.0"
 
 # Loaded when first used, so that importing saccade imports no framework.
-_SUBMODULES = ("bench", "kernels", "models", "palette", "recipes", "reference", "testing", "tokenizer", "torch")
+_SUBMODULES = (
+    "bench", "images", "kernels", "models", "palette", "recipes", "reference", "testing", "tokenizer", "torch",
+    "weights",
+)  # fmt: skip
 _ELSEWHERE = {"Palette": "saccade.palette"}
 
 

@@ -5,6 +5,7 @@ operations, for whichever framework their input comes from.
 """
 
 import sys
+from functools import cache
 
 import numpy as np
 
@@ -25,7 +26,10 @@ def framework_of(x):
 
 def dtype_name(x):
     """The name of an array's dtype, the same for every framework: "float32", "bfloat16", "int64", …"""
-    return str(x.dtype).removeprefix("torch.")
+    return _name(x.dtype) if isinstance(x, np.ndarray) else str(x.dtype).removeprefix("torch.")
+
+
+_name = cache(str)  # which for a NumPy dtype takes microseconds
 
 
 def is_floating(x):

@@ -1,5 +1,6 @@
-"""The command line: ``saccade info``, ``check``, ``bench`` and ``demo``; the recipes' are in ``recipes.commands``."""
+"""The command line: one function for each of ``saccade``\'s commands; the recipes\' are in ``recipes.commands``."""
 
+import contextlib
 import importlib.util
 import json
 import sys
@@ -121,10 +122,97 @@ def _application(typer):
         except (OSError, ValueError) as error:
             sys.exit(f"saccade bench: {str(error).removeprefix('bench: ')}")
 
+    @app.command(epilog="Example: saccade models")
+    def models(json_file: Path = typer.Option(None, "--json", help="Write the table to this file too.")):
+        """Every variant of every model: parameters, and the tokens, GFLOPs and activations of one picture."""
+        show_models()
+        if json_file is not None:
+            from saccade.models.variants import table
+
+            _write(json_file, json.dumps(table(), indent=1))
+
+    @app.command(epilog="Example: saccade convert hf:openai/clip-vit-base-patch32 clip --layout open_clip")
+    def convert(
+        source: str = typer.Argument(help="A file or folder, or hf:owner/name of the Hugging Face Hub."),
+        out: Path = typer.Argument(help="A .safetensors file, or a folder for the file and the library's config."),
+        layout: str = typer.Option("saccade", help="hf, timm, open_clip or saccade."),
+        variant: str = typer.Option(None, help="A name of saccade models, for what the file does not tell."),
+    ):
+        """Write a checkpoint in another library's layout, every number with the bits that it had."""
+        if importlib.util.find_spec("safetensors") is None:
+            sys.exit('saccade convert needs safetensors: pip install "saccade[models]"')
+        from saccade.weights.files import convert
+
+        try:
+            typer.echo(f"wrote {convert(source, out, layout, variant=variant)}")
+        except (OSError, ValueError) as error:
+            sys.exit(f"saccade convert: {error}")
+
+    picture_commands(app, typer)
     from saccade.recipes import commands
 
     commands.add(app)
     return app
+
+
+def picture_commands(app, typer):
+    """Add ``saccade classify``, ``embed`` and ``search``."""
+    model_help = "A checkpoint: a file or folder, or hf:owner/name of the Hugging Face Hub."
+    variant_help = "A name of saccade models, for what the checkpoint does not tell."
+
+    @app.command(epilog="Example: saccade classify cat.jpg --model hf:google/vit-base-patch16-224")
+    def classify(
+        picture: Path = typer.Argument(help="Of any format that Pillow reads."),
+        model: str = typer.Option(help=model_help),
+        variant: str = typer.Option(None, help=variant_help),
+        labels: str = typer.Option(
+            None, help="By commas, or a file with one a line: a CLIP's classes, or a ViT's names."
+        ),
+        top: int = typer.Option(5, help="How many labels to show."),
+        out: Path = typer.Option(None, help="Draw the picture and its labels in this PNG file."),
+    ):
+        """The likeliest classes of a picture, by a ViT's classifier or by a CLIP's texts."""
+        with _said_in_one_sentence("classify"):
+            from saccade.recipes import console
+
+            console.classify(picture, model, variant, labels, top, out)
+
+    @app.command(epilog="Example: saccade embed pictures --model hf:openai/clip-vit-base-patch32 --out embeddings.npz")
+    def embed(
+        folder: Path = typer.Argument(help="Of pictures, with those below it."),
+        model: str = typer.Option(help=model_help),
+        out: Path = typer.Option(help="A .npz file; what it already has is not computed again."),
+        variant: str = typer.Option(None, help=variant_help),
+    ):
+        """The embeddings of all pictures in a folder."""
+        with _said_in_one_sentence("embed"):
+            from saccade.recipes import console
+
+            console.embed(folder, model, variant, out)
+
+    @app.command(epilog='Example: saccade search embeddings.npz "a red bus"')
+    def search(
+        embeddings: Path = typer.Argument(help="What saccade embed wrote."),
+        text: str = typer.Argument(help="What to look for."),
+        model: str = typer.Option(None, help="The checkpoint, if it is no longer where it was."),
+        variant: str = typer.Option(None, help=variant_help),
+        top: int = typer.Option(12, help="How many pictures to show."),
+        sheet: Path = typer.Option(Path("contact-sheet.png"), help="Draw them in this PNG file."),
+    ):
+        """The pictures nearest to a text, as a list and a contact sheet."""
+        with _said_in_one_sentence("search"):
+            from saccade.recipes import console
+
+            console.search(embeddings, text, model, variant, top, sheet)
+
+
+@contextlib.contextmanager
+def _said_in_one_sentence(command):
+    """End with the message of an error that the user can do something about."""
+    try:
+        yield
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        sys.exit(f"saccade {command}: {error}")
 
 
 def _cases(operation, suite, sizes, causal, dtypes, gradients):
@@ -173,3 +261,23 @@ def show_info():
     for name, value in facts.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def show_models():
+    """Print what ``saccade models`` shows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from saccade.models.variants import table
+
+    shown = Table("variant", title="Models, and what one picture costs them", title_justify="left")
+    for name in ("parameters", "tokens", "GFLOPs", "activations"):
+        shown.add_column(name, justify="right")
+    for row in table():
+        numbers = f"{row['parameters']:,}", str(row["tokens"]), f"{row['flops'] / 1e9:.1f}"
+        shown.add_row(row["name"], *numbers, f"{row['activations'] / 2**20:.0f} MiB")
+    shown.caption = (
+        "Multiply-adds count twice. Activations: what the blocks keep for gradients in float32. "
+        "Of a CLIP or SigLIP, tokens and costs are the image tower's."
+    )
+    Console().print(shown)

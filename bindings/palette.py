@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from saccade.arrays import dtype_name, framework_of
 from saccade.files import replacing
-from saccade.kernels.numba import palette as kernels
 
 GRID = 4096
 
@@ -37,7 +37,7 @@ class Palette:
         """k-means over the pixels of ``images``, uint8 (…, 3).
 
         Args:
-            images: at least ``colors`` distinct colours.
+            images: at least ``colors`` distinct colours; CuPy arrays are counted and clustered on their GPU.
             colors: k.
             initial: (k, 3) centres to start from, in 0 … 255; drawn by k-means++ from ``seed`` if None.
             iterations: at most so many of Lloyd's steps; fewer if nothing moves.
@@ -46,17 +46,24 @@ class Palette:
         Returns:
             A palette whose ``inertia`` is the mean squared distance per pixel, in levels².
         """
-        return cls.fit_histogram(count_colors(images), colors, initial=initial, iterations=iterations, seed=seed)
+        images = _checked_images("Palette.fit", images)
+        kernels = _kernels_of(images)
+        return cls._fitted(kernels, *kernels.unique_colors(images), colors, initial, iterations, seed)
 
     @classmethod
     def fit_histogram(cls, histogram, colors=512, *, initial=None, iterations=100, seed=0):
-        """As ``fit``, from the pixels counted in a histogram: of more pictures than are at hand at a time.
+        """As ``fit``, from pixels that ``count_colors`` counted: of more pictures than are at hand at a time.
 
         Histograms may be added, also those of several machines: the palette is that of all pixels, bit for bit.
         """
+        from saccade.kernels.numba import palette as kernels
+
+        return cls._fitted(kernels, *kernels.counted_colors(histogram), colors, initial, iterations, seed)
+
+    @classmethod
+    def _fitted(cls, kernels, distinct, counts, colors, initial, iterations, seed):
         if isinstance(colors, bool) or not isinstance(colors, (int, np.integer)) or not 1 <= colors <= 65536:
             raise ValueError(f"Palette.fit: {colors=}, expected an integer from 1 to 65536")
-        distinct, counts = kernels.counted_colors(histogram)
         if initial is None:
             if len(distinct) < colors:
                 raise ValueError(
@@ -68,30 +75,31 @@ class Palette:
             if len(start) != colors:
                 raise ValueError(f"Palette.fit: {len(start)} initial centers, expected {colors=}")
         centers, assignment = kernels.fit(distinct, counts, start, iterations=iterations)
-        palette = cls(centers / GRID)
+        palette = cls(np.array(centers.tolist()) / GRID)
         palette.inertia = kernels.inertia(distinct, counts, assignment, centers)
         return palette
 
     def encode(self, images):
-        """The index of the nearest colour of each pixel, uint8 (…, 3) -> int32 (…); the lowest among equals."""
-        images = np.asarray(images)
-        if images.size == 0 and images.ndim and images.shape[-1] == 3 and images.dtype == np.uint8:
-            return np.empty(images.shape[:-1], np.int32)
-        images = _checked_images("Palette.encode", images)
-        codes = (images.astype(np.int32) @ np.array([65536, 256, 1], np.int32)).ravel()
-        distinct, inverse = np.unique(codes, return_inverse=True)
-        colors = np.stack([distinct >> 16, distinct >> 8 & 255, distinct & 255], -1).astype(np.uint8)
-        return kernels.assign(colors, self._grid_centers)[inverse].reshape(images.shape[:-1])
+        """The index of the nearest colour of each pixel, uint8 (…, 3) -> int32 (…); the lowest among equals.
+
+        A tensor gives a tensor, computed where it lies.
+        """
+        images = _checked_images("Palette.encode", images, ("cupy", "torch"), empty=True)
+        if framework_of(images) == "torch":
+            from saccade.torch.palette import assign
+
+            return assign(images, self._grid_centers)
+        return _kernels_of(images).encode(images, self._grid_centers)
 
     def decode(self, tokens):
         """The colours of tokens, integers (…) -> uint8 (…, 3), rounded half to even."""
-        tokens = np.asarray(tokens)
+        tokens = tokens if framework_of(tokens) == "cupy" else np.asarray(tokens)
         if tokens.dtype.kind not in "iu":
             raise TypeError(f"Palette.decode: {tokens.dtype=}, expected integers")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self):
             worst = tokens.max() if tokens.max() >= len(self) else tokens.min()
             raise ValueError(f"Palette.decode: token {worst}, expected 0…{len(self) - 1}")
-        return np.round(self.centers).astype(np.uint8)[tokens]
+        return _kernels_of(tokens).decode(tokens, np.round(self.centers).astype(np.uint8))
 
     def save(self, path):
         """Write ImageGPT's own form, ``kmeans_centers.npy``: float32 (k, 3) in [−1, 1]."""
@@ -115,16 +123,27 @@ class Palette:
 
 def count_colors(images, histogram=None):
     """Add every pixel of uint8 (…, 3) to ``histogram``, (2²⁴,) int64 by 24-bit value; a new one if None."""
+    from saccade.kernels.numba import palette as kernels
+
     histogram = np.zeros(1 << 24, np.int64) if histogram is None else histogram
     if histogram.shape != (1 << 24,) or histogram.dtype != np.int64:
         raise ValueError(f"count_colors: histogram {histogram.dtype} {histogram.shape}, expected int64 ({1 << 24},)")
-    return kernels.count_colors(_checked_images("Palette.fit", images), histogram)
+    return kernels.count_colors(_checked_images("count_colors", images, kept=()), histogram)
 
 
-def _checked_images(operation, images):
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
+def _kernels_of(images):
+    if framework_of(images) == "cupy":
+        from saccade.kernels.cupy import palette
+    else:
+        from saccade.kernels.numba import palette
+    return palette
+
+
+def _checked_images(operation, images, kept=("cupy",), empty=False):
+    """Pixels, of frameworks other than those ``kept`` as NumPy's."""
+    images = images if framework_of(images) in kept else np.asarray(images)
+    if dtype_name(images) != "uint8":
         raise TypeError(f"{operation}: {images.dtype=}, expected uint8")
-    if images.ndim < 1 or images.shape[-1] != 3 or images.size == 0:
-        raise ValueError(f"{operation}: {images.shape=}, expected (…, 3) with at least one pixel")
+    if images.ndim < 1 or images.shape[-1] != 3 or (0 in images.shape and not empty):
+        raise ValueError(f"{operation}: {images.shape=}, expected (…, 3)" + " with at least one pixel" * (not empty))
     return images

@@ -71,6 +71,21 @@ def late_when_timed(problem):
         return out
     return forward, None
 
+ALL = []
+def works_ahead(problem):
+    inputs, ahead = problem.arrays("numpy"), []
+    def work():
+        ahead[:] = [saccade.gelu(*inputs.arguments, **inputs.options)]
+    ALL.append(work)
+    def forward():
+        if not ahead:
+            work()
+        for other in ALL:
+            if other is not work:
+                other()
+        return ahead.pop()
+    return forward, None
+
 def wrong_at_tails(problem):
     inputs = problem.arrays("numpy")
     def forward():
@@ -140,8 +155,9 @@ def test_a_right_provider_is_timed_beside_the_base(folder):
 @pytest.mark.parametrize(
     ("name", "says"),
     [("zeros", "on the case"), ("cached", "on the case"), ("elsewhere", "on the case"),
-     ("late_when_timed", "had not their own results"), ("raises", "not today"),
-     ("crashes", "process ended"), ("patches_the_timer", "by another clock")],
+     ("late_when_timed", "had not their own results"), ("works_ahead", "had not their own results"),
+     ("raises", "not today"), ("crashes", "process ended"),
+     ("patches_the_timer", "by another clock")],
 )  # fmt: skip
 def test_cheats_get_a_verdict_and_no_time(folder, name, says):
     rows = rows_of([name, "right"] if name == "zeros" else [name])

@@ -32,7 +32,7 @@ def test_info_names_every_backend_and_what_to_do():
 
 
 def test_help_has_an_example():
-    for command in ("info", "demo"):
+    for command in ("info", "demo", "models", "convert", "classify", "embed", "search"):
         done = run(command, "--help")
         assert done.returncode == 0 and f"Example: saccade {command}" in done.stdout
 

@@ -53,7 +53,7 @@ def test_imagegpts_loss_and_gradients_are_hugging_faces():
     loss = model.loss(TOKENS)
     loss.backward()
     assert_close64(loss.detach(), expected.detach())
-    assert_gradients_equal(model, twins.imagegpt_parameters(twins.gradients(theirs)))
+    assert_gradients_equal(model, twins.gradients_by_our_names(theirs))
 
 
 def test_vits_gradients_are_hugging_faces():
@@ -65,7 +65,7 @@ def test_vits_gradients_are_hugging_faces():
     loss = saccade.softmax_cross_entropy(model(torch.tensor(twins.IMAGES)), labels)
     loss.backward()
     assert_close64(loss.detach(), expected.detach())
-    assert_gradients_equal(model, twins.vit_parameters(twins.gradients(theirs)))
+    assert_gradients_equal(model, twins.gradients_by_our_names(theirs))
 
 
 def test_clips_loss_and_gradients_are_hugging_faces():
@@ -76,7 +76,7 @@ def test_clips_loss_and_gradients_are_hugging_faces():
     loss = model.loss(torch.tensor(twins.IMAGES), TEXTS)
     loss.backward()
     assert_close64(loss.detach(), expected.detach())
-    assert_gradients_equal(model, twins.clip_parameters(twins.gradients(theirs)))
+    assert_gradients_equal(model, twins.gradients_by_our_names(theirs))
 
 
 # --- modules are the functions ----------------------------------------------------------------------------------

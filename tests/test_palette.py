@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 
 from saccade.kernels.numba import palette as kernels, threads
@@ -157,3 +158,14 @@ def test_bad_files_are_refused(tmp_path):
         file.write_bytes(garbage)
         with pytest.raises(ValueError, match=r"not a plain \.npy file"):
             Palette.load(file)
+
+
+def test_tensors_are_encoded_where_they_lie():
+    rng = np.random.default_rng(0)
+    images, palette = rng.integers(0, 256, (2, 5, 3)).astype(np.uint8), Palette(rng.integers(0, 256, (7, 3)))
+    tensor = torch.from_numpy(images)
+    tokens = palette.encode(tensor)
+    assert tokens.dtype == torch.int32 and np.array_equal(tokens.numpy(), palette.encode(images))
+    assert palette.encode(tensor[:0]).shape == (0, 5)
+    with pytest.raises(TypeError, match="expected uint8"):
+        palette.encode(tensor.float())

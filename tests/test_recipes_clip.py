@@ -12,8 +12,8 @@ from saccade.models import clip
 from saccade.models.resnet import ResNetConfig
 from saccade.recipes import pretrain_clip, saved
 from saccade.recipes.checkpoints import random_state, set_random_state
-from saccade.recipes.data import Sample
 from saccade.recipes.cuts import Broken
+from saccade.recipes.data import Sample
 from saccade.recipes.pretrain_clip import Pairs
 from saccade.torch import CLIP
 

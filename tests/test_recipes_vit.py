@@ -9,8 +9,8 @@ from test_cli import invoke
 
 from saccade.models import vit
 from saccade.recipes import pretrain_vit, saved
-from saccade.recipes.data import Arrays, Sample
 from saccade.recipes.cuts import Broken
+from saccade.recipes.data import Arrays, Sample
 from saccade.torch import ViT
 
 TINY = dict(width=16, depth=1, heads=2, hidden=32, image_size=8, patch_size=4)

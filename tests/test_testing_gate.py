@@ -124,6 +124,14 @@ def test_a_row_with_no_keys_must_be_zero():
     assert [one.verdict for one in judged] == ["FAIL"]
 
 
+def test_terms_too_small_to_be_normal_may_be_flushed_and_no_others():
+    tiny = float(np.finfo(np.float32).tiny)
+    x, weight = np.full((1, 9), 0.9 * tiny, np.float32), np.ones((1, 9), np.float32)
+    assert gate.judge("linear", np.zeros((1, 1), np.float32), None, (x, weight))[0].verdict == "PASS"
+    x[0, 0] = 3 * tiny
+    assert gate.judge("linear", np.zeros((1, 1), np.float32), None, (x, weight))[0].verdict == "FAIL"
+
+
 def test_nothing_is_judged_where_ordinary_errors_drown_the_truth():
     rng = np.random.default_rng(0)
     row = rng.standard_normal(64)

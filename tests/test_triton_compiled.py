@@ -13,7 +13,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from saccade.kernels.triton import attention, losses
+from saccade.kernels.triton import attention, layers, losses, pairs, palette, patches, products
 from saccade.kernels.triton.memory import INTERPRETED
 
 # What a program may have: shared memory in bytes (NVIDIA's CUDA guide, AMD's ISA manual), 255 registers on NVIDIA.
@@ -23,9 +23,20 @@ TARGETS = {
     "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
 }
+# The kernels that are launched, by the first word of what calls them.
 KERNELS = {
-    attention: ("_forward", "_backward_queries", "_backward_keys"),
-    losses: ("_cross_entropy_rows", "_cross_entropy_rows_backward"),
+    "attention": {attention: ("_forward", "_backward_queries", "_backward_keys")},
+    "softmax": {losses: ("_cross_entropy_rows", "_cross_entropy_rows_backward")},
+    "sigmoid": {losses: ("_sigmoid_rows", "_sigmoid_rows_backward")},
+    "clip": {pairs: ("_own_products", "_statistics", "_logit_gradients"), products: ("_multiply",)},
+    "siglip": {pairs: ("_softplus_sums", "_logit_gradients"), products: ("_multiply",)},
+    "linear": {pairs: ("_own_products", "_statistics", "_logit_gradients"), products: ("_multiply",)},
+    "norm": {layers: ("_norm_rows", "_norm_rows_backward")},
+    "gelu": {layers: ("_gelu", "_gelu_backward")},
+    "patches": {patches: ("_project", "_project_backward_weight", "_project_backward_images")},
+    "patches,": {patches: ("_project", "_project_backward_weight")},
+    "palette": {palette: ("_assign", "_update")},
+    "l2": {layers: ("_l2_rows", "_l2_rows_backward")},
 }
 
 
@@ -55,9 +66,8 @@ class Recorder:
 def compiled(monkeypatch):
     """Compiles instead of launching for a target: kernels by name, filled as the public functions are called."""
     found = {}
-    for module, names in KERNELS.items():
-        for name in names:
-            monkeypatch.setattr(module, name, Recorder(getattr(module, name), found))
+    for module, name in {(home, name) for one in KERNELS.values() for home in one for name in one[home]}:
+        monkeypatch.setattr(module, name, Recorder(getattr(module, name), found))
     return found
 
 
@@ -81,6 +91,52 @@ def loss_kernels(dtype, k, soft=False):
     losses.softmax_cross_entropy_backward(saved, loss)
 
 
+def sigmoid_kernels(dtype):
+    """Forward and backward of sigmoid_cross_entropy."""
+    logits = torch.zeros(5, 1000, dtype=dtype)
+    loss, saved = losses.sigmoid_cross_entropy_forward(logits, logits)
+    losses.sigmoid_cross_entropy_backward(saved, loss)
+
+
+def norm_kernels(dtype, e, residual=False, name="layer_norm"):
+    """Forward and backward of a norm."""
+    x, scale = torch.zeros(5, e, dtype=dtype), torch.zeros(e, dtype=dtype)
+    vectors = (scale, scale) if name == "layer_norm" else (scale,)
+    out, saved = getattr(layers, f"{name}_forward")(x, *vectors, residual=x if residual else None)
+    getattr(layers, f"{name}_backward")(saved, *(out if residual else (out,)))
+
+
+def elementwise_kernels(dtype, name, **options):
+    """Forward and backward of a function of one array."""
+    out, saved = getattr(layers, f"{name}_forward")(torch.zeros(5, 768, dtype=dtype), **options)
+    getattr(layers, f"{name}_backward")(saved, out)
+
+
+def product_kernels(operation, dtype, n=300, k=300, e=512, **options):
+    """Forward and backward of a loss whose logits are products."""
+    arguments = [torch.zeros(n, e, dtype=dtype), torch.zeros(k, e, dtype=dtype)]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    if operation == "linear_cross_entropy":
+        arguments.append(torch.zeros(n, dtype=torch.int64))
+    else:
+        arguments += [torch.ones((), dtype=wide)] * (2 if operation == "siglip_loss" else 1)
+    loss, saved = getattr(losses, f"{operation}_forward")(*arguments, **options)
+    getattr(losses, f"{operation}_backward")(saved, loss)
+
+
+def patch_kernels(dtype, p=16, images=torch.uint8):
+    """Forward and backward of patch_embed."""
+    pictures, weight = torch.zeros(2, 4 * p, 4 * p, 3, dtype=images), torch.zeros(768, 3, p, p, dtype=dtype)
+    out, saved = patches.patch_embed_forward(pictures, weight, weight[:, 0, 0, 0], mean=(0.5,) * 3, std=(0.5,) * 3)
+    patches.patch_embed_backward(saved, out)
+
+
+def palette_kernels():
+    """Both steps of Lloyd's algorithm."""
+    colors, centers = torch.zeros(5, 3, dtype=torch.uint8), torch.zeros(512, 3, dtype=torch.int32)
+    palette.update(colors, torch.ones(5, dtype=torch.int64), palette.assign(colors, centers), centers)
+
+
 CALLS = {
     "attention bf16 64": functools.partial(attention_kernels, torch.bfloat16, 64, causal=True),
     "attention bf16 72, all options": functools.partial(attention_kernels, torch.bfloat16, 72, extras=True),
@@ -88,14 +144,46 @@ CALLS = {
     "attention f32 128": functools.partial(attention_kernels, torch.float32, 128, causal=True),
     "attention f32, the longest rows": functools.partial(attention_kernels, torch.float32, 512),
     "attention f64 72": functools.partial(attention_kernels, torch.float64, 72),
-    "cross entropy bf16": functools.partial(loss_kernels, torch.bfloat16, 1000),
-    "cross entropy f64, soft": functools.partial(loss_kernels, torch.float64, 1000, soft=True),
+    "softmax bf16": functools.partial(loss_kernels, torch.bfloat16, 1000),
+    "softmax f64, soft": functools.partial(loss_kernels, torch.float64, 1000, soft=True),
+    "patches, bf16": functools.partial(patch_kernels, torch.bfloat16),
+    "patches f16 from f16": functools.partial(patch_kernels, torch.float16, images=torch.float16),
+    "patches f32 from f32": functools.partial(patch_kernels, torch.float32, images=torch.float32),
+    "patches f64 from f64": functools.partial(patch_kernels, torch.float64, images=torch.float64),
+    "palette": palette_kernels,
+    "sigmoid bf16": functools.partial(sigmoid_kernels, torch.bfloat16),
+    "sigmoid f64": functools.partial(sigmoid_kernels, torch.float64),
+    "clip bf16": functools.partial(product_kernels, "clip_loss", torch.bfloat16),
+    "clip f32": functools.partial(product_kernels, "clip_loss", torch.float32),
+    "clip f64": functools.partial(product_kernels, "clip_loss", torch.float64),
+    "siglip bf16": functools.partial(product_kernels, "siglip_loss", torch.bfloat16),
+    "linear bf16, smoothed": functools.partial(
+        product_kernels, "linear_cross_entropy", torch.bfloat16, k=512, label_smoothing=0.1, reduction="none"
+    ),
+    "linear f32": functools.partial(product_kernels, "linear_cross_entropy", torch.float32, k=512),
+    "norm bf16 768, residual": functools.partial(norm_kernels, torch.bfloat16, 768, residual=True),
+    "norm f16 1152": functools.partial(norm_kernels, torch.float16, 1152),
+    "norm f32, the longest rows": functools.partial(norm_kernels, torch.float32, 16384, residual=True),
+    "norm f64 192, without a mean": functools.partial(norm_kernels, torch.float64, 192, True, "rms_norm"),
+    "norm bf16 1536, without a mean": functools.partial(norm_kernels, torch.bfloat16, 1536, name="rms_norm"),
+    "gelu bf16, erf": functools.partial(elementwise_kernels, torch.bfloat16, "gelu", kind="erf"),
+    "gelu f16, tanh": functools.partial(elementwise_kernels, torch.float16, "gelu", kind="tanh"),
+    "gelu f32, sigmoid": functools.partial(elementwise_kernels, torch.float32, "gelu", kind="sigmoid"),
+    "gelu f64, erf": functools.partial(elementwise_kernels, torch.float64, "gelu", kind="erf"),
+    "l2 bf16": functools.partial(elementwise_kernels, torch.bfloat16, "l2_normalize"),
+    "l2 f64": functools.partial(elementwise_kernels, torch.float64, "l2_normalize"),
 }
 # Everything usual for sm_90, and elsewhere what is closest to a limit there: compiling takes seconds each.
 COMPILED = [(call, "sm_90") for call in CALLS if "longest" not in call]
 COMPILED += [("attention bf16 72, all options", target) for target in ("sm_80", "sm_100", "gfx942")]
 COMPILED += [("attention f32, the longest rows", "sm_80"), ("attention f16 128", "sm_100")]
-COMPILED += [("attention f64 72", "gfx942"), ("cross entropy bf16", "gfx942")]
+COMPILED += [("attention f64 72", "gfx942"), ("softmax bf16", "gfx942")]
+COMPILED += [("clip bf16", target) for target in ("sm_80", "sm_100", "gfx942")]
+COMPILED += [("linear f32", "gfx942"), ("patches, bf16", "sm_100")]
+COMPILED += [("patches f16 from f16", target) for target in ("sm_80", "gfx942")]
+COMPILED += [("palette", "sm_80"), ("palette", "gfx942")]
+COMPILED += [("norm f32, the longest rows", target) for target in TARGETS]
+COMPILED += [("gelu bf16, erf", "gfx942"), ("l2 f64", "gfx942"), ("norm bf16 768, residual", "sm_100")]
 
 
 def resources(cubin, tmp_path):
@@ -113,7 +201,7 @@ def test_kernels_compile_and_fit(call, target, compiled, monkeypatch, tmp_path):
     gpu, most_shared = TARGETS[target]
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target))
     CALLS[call]()
-    assert any(compiled.keys() == set(names) for names in KERNELS.values())
+    assert compiled.keys() == {name for names in KERNELS[call.split()[0]].values() for name in names}
     for name, kernel in compiled.items():
         assert kernel.metadata.shared <= most_shared, (name, kernel.metadata.shared)
         if gpu.backend == "hip":
@@ -122,4 +210,5 @@ def test_kernels_compile_and_fit(call, target, compiled, monkeypatch, tmp_path):
         registers, stack, shared = resources(kernel.asm["cubin"], tmp_path)
         print(f"{call} {target} {name}: {registers=} {stack=} shared={shared + kernel.metadata.shared}")
         # a few spilled registers are slow, not wrong; ten thousand bytes of them are a product taken the wrong way
-        assert 0 < registers <= 255 and stack <= 4096 and shared <= most_shared - kernel.metadata.shared
+        most_spilled = 4096 if call.startswith("attention") else 1024
+        assert 0 < registers <= 255 and stack <= most_spilled and shared <= most_shared - kernel.metadata.shared

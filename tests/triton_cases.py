@@ -84,6 +84,112 @@ CROSS_ENTROPY = {
 }
 
 
+def _arrays(dtype, *shapes, **options):
+    """A maker of normal numbers; options that are shapes become arrays, too."""
+
+    def make():
+        rng = np.random.default_rng(len(shapes))
+        arguments = tuple(None if one is None else rng.standard_normal(one).astype(dtype) for one in shapes)
+        drawn = {name: rng.standard_normal(x).astype(dtype) for name, x in options.items() if isinstance(x, tuple)}
+        return arguments, {**options, **drawn}
+
+    return make
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+# the operation, then what is awkward about it
+def _pictures(dtype, b, grid, p, c, e, uint8=True, bias=True, **options):
+    """Images of so many patches down and across, a weight and a bias."""
+
+    def make():
+        rng = np.random.default_rng([b, *grid, p])
+        shape = b, grid[0] * p, grid[1] * p, c
+        images = rng.integers(0, 256, shape).astype(np.uint8) if uint8 else rng.standard_normal(shape).astype(dtype)
+        weight = rng.standard_normal((e, c, p, p)).astype(dtype)
+        return (images, weight, rng.standard_normal(e).astype(dtype) if bias else None), options
+
+    return make
+
+
+def _pairs(dtype, n, e, *factors, similar=False):
+    """Embeddings of n pairs and the factors as arrays, or as numbers if they are None's; ``similar``: all but equal."""
+
+    def make():
+        rng = np.random.default_rng([n, e])
+        images, texts = rng.standard_normal((2, n, e)) / np.sqrt(e)
+        texts = images + texts / 100 if similar else texts
+        return (images.astype(dtype), texts.astype(dtype), *factors), {}
+
+    return make
+
+
+def _classes(dtype, n, k, e, ignored=(), **options):
+    """Hidden states, a weight and labels."""
+
+    def make():
+        rng = np.random.default_rng([n, k, e])
+        labels = rng.integers(0, k, n)
+        labels[list(ignored)] = options.get("ignore_index", -100)
+        return (rng.standard_normal((n, e)).astype(dtype), rng.standard_normal((k, e)).astype(dtype), labels), options
+
+    return make
+
+
+def _number(x, dtype=F32):
+    return np.array(x, dtype)
+
+
+CASES = {
+    "layer_norm, a tile of rows and one": _arrays(BF16, (17, 197), (197,), (197,)),
+    "layer_norm, rows a number longer than a tile's": _arrays(F16, (3, 1025), (1025,), (1025,), residual=(3, 1025)),
+    "layer_norm, one number a row": _arrays(F32, (5, 1), (1,), None, residual=(5, 1), eps=0.1),
+    "layer_norm, an eps that float32 rounds": _arrays(F64, (2, 3, 72), (72,), None, eps=0.1),
+    "layer_norm, the longest rows": _arrays(F32, (2, 16384), (16384,), (16384,)),
+    "layer_norm, no rows": _arrays(F32, (0, 8), (8,), (8,), residual=(0, 8)),
+    "rms_norm, a tile of rows less one": _arrays(BF16, (15, 72), (72,)),
+    "rms_norm, rows a number longer than a tile's": _arrays(F32, (5, 257), (257,), residual=(5, 257)),
+    "rms_norm, no rows": _arrays(F64, (0, 8), (8,), residual=(0, 8)),
+    "gelu, a block and one": _arrays(BF16, (5, 205), kind="erf"),
+    "gelu, a block less one": _arrays(F16, (3, 341), kind="tanh"),
+    "gelu, less than a block": _arrays(F32, (3, 7), kind="sigmoid"),
+    "gelu, one number": _arrays(F64, (1,), kind="erf"),
+    "gelu, nothing": _arrays(F32, (0, 7), kind="erf"),
+    "l2_normalize, rows a number longer than a tile's": _arrays(BF16, (3, 1025)),
+    "l2_normalize, rows shorter than eps": _arrays(F32, (17, 3), eps=2.0),
+    "l2_normalize, no rows": _arrays(F16, (0, 3)),
+    "qkv_attention, a block and one": _arrays(F16, (2, 65, 3, 2, 72), causal=True),
+    "qkv_attention, no tokens": _arrays(F32, (2, 0, 3, 2, 8)),
+    "patch_embed, a tile and one": _pictures(F16, 3, (43, 1), 2, 3, 129, **IMAGENET),
+    "patch_embed, a tile less one": _pictures(F32, 1, (7, 9), 3, 4, 63, uint8=False, mean=(0.1, 0.2, 0.3, 0.4)),
+    "patch_embed, numbers that float32 rounds": _pictures(F64, 2, (3, 5), 4, 3, 37, bias=False, **IMAGENET),
+    "patch_embed, floating point that is normalised": _pictures(F64, 2, (3, 5), 4, 3, 37, uint8=False, **IMAGENET),
+    "patch_embed, one pixel a patch": _pictures(F32, 2, (5, 13), 1, 1, 5, uint8=False, bias=False),
+    "patch_embed, no images": _pictures(F32, 0, (2, 2), 2, 3, 5),
+    "sigmoid_cross_entropy, a block and one": _arrays(F16, (3, 1025), (3, 1025), reduction="none"),
+    "sigmoid_cross_entropy, no rows": _arrays(F32, (0, 5), (0, 5), reduction="sum"),
+    "clip_loss, a tile and one": _pairs(F16, 129, 72, _number(14.3)),
+    "clip_loss, a tile less one": _pairs(F32, 63, 24, _number(100.0)),
+    "clip_loss, a scale that float32 rounds": _pairs(F64, 37, 8, _number(0.1, F64)),
+    "clip_loss, a negative scale that is a number": _pairs(F32, 65, 8, -3.0),
+    "clip_loss, long rows": _pairs(F32, 33, 130, _number(14.3)),
+    "clip_loss, one pair": _pairs(F32, 1, 8, _number(14.3)),
+    "siglip_loss, a tile and one": _pairs(F16, 129, 72, _number(10.0), _number(-10.0)),
+    "siglip_loss, all but certain": _pairs(F32, 63, 33, _number(60.0), _number(-20.0), similar=True),
+    "siglip_loss, factors that float32 rounds": _pairs(F64, 37, 8, _number(0.1, F64), _number(-0.3, F64)),
+    "siglip_loss, numbers": _pairs(F32, 65, 8, 3.0, -1.0),
+    "linear_cross_entropy, a tile and one": _classes(F16, 129, 130, 40, ignored=(1, 128)),
+    "linear_cross_entropy, a tile less one": _classes(F32, 63, 65, 33, reduction="sum"),
+    "linear_cross_entropy, smoothed": _classes(F32, 70, 100, 24, ignored=(0,), label_smoothing=0.1, reduction="none"),
+    "linear_cross_entropy, smoothed half way": _classes(F64, 20, 37, 8, label_smoothing=0.5),
+    "linear_cross_entropy, one class": _classes(F32, 5, 1, 8, label_smoothing=0.1, reduction="none"),
+    "linear_cross_entropy, another ignored index": _classes(F32, 5, 7, 8, ignored=(1, 2), ignore_index=3),
+    "linear_cross_entropy, nothing counts": _classes(F32, 3, 5, 8, ignored=(0, 1, 2)),
+    "linear_cross_entropy, no rows": _classes(F32, 0, 5, 8, reduction="sum"),
+}
+
+
 def check_far_keys(module, device):
     """Keys so far apart that the offset of the last, but no stride, exceeds 2³¹; most of the 4 GB are never touched."""
     far = torch.empty(2**31 + 128, dtype=torch.float16, device=device).as_strided((1, 1, 33, 8), (0, 0, 2**26, 1))

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from saccade.files import replacing
 from saccade.palette import Palette, count_colors
-from saccade.recipes.progress import progress_bar
-from saccade.recipes.data import Folder, Skipped, open_source
 from saccade.recipes.cuts import Broken, Image, central
+from saccade.recipes.data import Folder, Skipped, open_source
+from saccade.recipes.progress import progress_bar
 
 
 def fit(path, out, *, colors=512, side=None, iterations=100, seed=0, console=None):

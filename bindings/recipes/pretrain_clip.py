@@ -15,10 +15,10 @@ from saccade.models import clip
 from saccade.models.resnet import ResNetConfig
 from saccade.models.transformer import under
 from saccade.recipes.checkpoints import random_state, set_random_state
+from saccade.recipes.cuts import Broken, central, random_square
 from saccade.recipes.data import open_source
 from saccade.recipes.objectives import Objective, synchronized
 from saccade.recipes.optimization import Optimization
-from saccade.recipes.cuts import Broken, central, random_square
 from saccade.recipes.pretraining import Training, preset_of, pretrain
 from saccade.tokenizer import Tokenizer
 from saccade.torch import CLIP, ring

@@ -6,10 +6,10 @@ import numpy as np
 
 from saccade.models.imagegpt import ImageGPTConfig, variant
 from saccade.palette import Palette
+from saccade.recipes.cuts import central, random_scaled_square
 from saccade.recipes.data import open_source
 from saccade.recipes.objectives import Objective
 from saccade.recipes.optimization import Optimization
-from saccade.recipes.cuts import central, random_scaled_square
 from saccade.recipes.pretraining import Training, preset_of, pretrain
 from saccade.torch import ImageGPT
 
@@ -56,7 +56,7 @@ class Pixels(Objective):
         return self.model.loss(tokens, mask)
 
     def facts(self):
-        return {"palette": self.palette.centers.tolist()}
+        return {"palette": self.palette}
 
 
 def run(

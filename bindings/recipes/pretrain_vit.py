@@ -12,10 +12,10 @@ from torch import nn
 import saccade
 from saccade.models import transformer
 from saccade.models.vit import ViTConfig, variant
+from saccade.recipes.cuts import Broken, random_area, stretched
 from saccade.recipes.data import open_source
 from saccade.recipes.objectives import Objective
 from saccade.recipes.optimization import Optimization
-from saccade.recipes.cuts import Broken, random_area, stretched
 from saccade.recipes.pretraining import Training, preset_of, pretrain
 from saccade.torch import ViT
 

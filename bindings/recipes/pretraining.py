@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 
 from saccade.recipes import checkpoints, saved
-from saccade.recipes.progress import progress_bar
 from saccade.recipes.data import Skipped, open_source
 from saccade.recipes.loading import Loader, once
 from saccade.recipes.logs import Log
 from saccade.recipes.objectives import PRECISIONS, Mixed
 from saccade.recipes.optimization import Optimization, average_of, optimizer_for, scheduler_for
+from saccade.recipes.progress import progress_bar
 from saccade.recipes.ranks import joined
 
 

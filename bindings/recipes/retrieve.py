@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from saccade.recipes.progress import progress_bar
+from saccade.recipes.cuts import Broken, central
 from saccade.recipes.data import open_source
 from saccade.recipes.loading import once
 from saccade.recipes.palettes import reporting
-from saccade.recipes.cuts import Broken, central
+from saccade.recipes.progress import progress_bar
 from saccade.recipes.zeroshot import BATCH, clip_of, ranks_of
 
 

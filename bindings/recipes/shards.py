@@ -8,8 +8,8 @@ import random
 import zlib
 from pathlib import Path, PurePosixPath
 
-from saccade.recipes.data import Sample, checked_caption
 from saccade.recipes.cuts import Broken, read_picture
+from saccade.recipes.data import Sample, checked_caption
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 SHUFFLED = 1000  # samples among which the next is drawn, after the shards themselves are shuffled

@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 
 from saccade.recipes import saved
-from saccade.recipes.progress import progress_bar
+from saccade.recipes.cuts import Broken, central
 from saccade.recipes.data import open_source
 from saccade.recipes.loading import once
 from saccade.recipes.palettes import reporting
-from saccade.recipes.cuts import Broken, central
 from saccade.recipes.pretrain_clip import tokenizer_of
+from saccade.recipes.progress import progress_bar
 from saccade.torch import CLIP
 
 BATCH = 64
@@ -120,5 +120,5 @@ def clip_of(path, device):
     clip, facts = saved.load(path)
     if not isinstance(clip, CLIP):
         raise ValueError(f"{path} is a {type(clip).__name__}, expected a CLIP")
-    tokenizer, context = tokenizer_of(facts["tokenizer"]), clip.config.text.context
+    tokenizer, context = tokenizer_of(facts.get("tokenizer", "clip")), clip.config.text.context
     return clip.to(device), lambda texts: torch.from_numpy(tokenizer.tokenize(texts, context, True).astype(np.int64))

@@ -6,7 +6,8 @@
   errors scatter, at least their mean and three standard deviations.
 * *Pass*: ``err <= 2 allowance + band`` for the RMS and for the largest error, of every output and gradient, with
   ``band`` 4 units in the last place of max |truth|, and non-finite values exactly where the rounded truth has them.
-  Numbers too small to be normal in the compute dtype may be flushed to 0, as much hardware does.
+  Numbers too small to be normal in the compute dtype may be flushed to 0, as much hardware does: results, and each
+  of the terms that are added up, of which there are at most as many as the longest axis has elements.
 * *Inconclusive*: within the allowance where that exceeds a quarter of the truth's RMS: zeros would pass as well. Where
   terms cancel to all but nothing (less than a thousandth of the allowance), zeros are right and pass.
 
@@ -90,6 +91,7 @@ class Standard:
     ):  # fmt: skip
         options = (options or {}) if true_options is None else true_options
         self.operation, self.cotangents = operation, cotangents
+        self.terms = max((length for x in arguments for length in np.shape(x)), default=1)
         self.outputs, self.gradients = truth(operation, arguments, options, cotangents)
         few = sum(np.size(x) for x in self.outputs) < FEW
         self._ordinary = []
@@ -109,7 +111,7 @@ class Standard:
         if len(outputs) != len(self.outputs):
             return [Judgement("output", "FAIL", f"{len(outputs)} outputs, expected {len(self.outputs)}")]
         judged = [
-            judge_one(name, actual, true, [one[0][i] for one in self._ordinary])
+            judge_one(name, actual, true, [one[0][i] for one in self._ordinary], terms=self.terms)
             for i, (name, actual, true) in enumerate(zip(OUTPUTS, outputs, self.outputs, strict=False))
         ]
         for i, name in enumerate(GRADIENTS[self.operation] if gradients is not None else ()):
@@ -120,7 +122,8 @@ class Standard:
                     [] if same else [Judgement(f"gradient of {name}", "FAIL", "missing, or given where none exists")]
                 )
             else:
-                judged.append(judge_one(f"gradient of {name}", actual, true, [one[1][i] for one in self._ordinary]))
+                ordinary_values = [one[1][i] for one in self._ordinary]
+                judged.append(judge_one(f"gradient of {name}", actual, true, ordinary_values, terms=self.terms))
         return judged
 
     def arrays_of(self, name, outputs, gradients):
@@ -151,10 +154,11 @@ def judge(operation, outputs, gradients, arguments, options=None, cotangents=Non
     return Standard(operation, arguments, options, cotangents).judge(outputs, gradients)
 
 
-def judge_one(name, actual, true, ordinary_values, magnitude=None):
+def judge_one(name, actual, true, ordinary_values, magnitude=None, terms=1):
     """Judge one array against the truth and the same array computed in ordinary ways.
 
-    ``magnitude`` is that of the numbers an array was summed from, for the band; the truth's own if None.
+    ``magnitude`` is that of the numbers an array was summed from, for the band; the truth's own if None. ``terms`` is
+    how many of them there are at most.
     """
     actual = np.asarray(actual)
     if actual.shape != np.shape(true):
@@ -178,7 +182,7 @@ def judge_one(name, actual, true, ordinary_values, magnitude=None):
     allowed_rms, allowed_max = (_allowance([measure(one) for one in allowances]) for measure in (_rms, _largest))
     smallest_normal = float(np.finfo(compute_dtype(actual.dtype)).tiny)
     magnitude = _largest(true[finite]) if magnitude is None else magnitude
-    band = 4 * _unit_in_last_place(magnitude, actual.dtype) + smallest_normal
+    band = 4 * _unit_in_last_place(magnitude, actual.dtype) + terms * smallest_normal
     for what, measure, allowed in (("RMS", _rms, allowed_rms), ("largest", _largest, allowed_max)):
         if measure(error) > 2 * allowed + band:
             where = tuple(int(i) for i in np.argwhere(finite)[np.argmax(np.abs(error))])

@@ -95,7 +95,7 @@ PEERS = {
         "attention", "jax", "jax",
         Claims(
             dtypes=("float32", "bfloat16", "float16"), options=("mask", "bias", "causal", "scale"), axes="bthd",
-            causal="start", empty_rows=False, zero_sized=False, value_dims=False,
+            causal="start", empty_rows=False, zero_sized=False, value_dims=False, non_finite=False,
         ),
         adapters.jax_attention_of_peer,
     ),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from saccade import ops, reference
+from saccade.families import PALETTE as PALETTE
 from saccade.reference import palette
 from saccade.testing.claims import Claims
 from saccade.testing.explain import described
@@ -17,7 +18,6 @@ from saccade.testing.frameworks import Framework
 from saccade.testing.gate import GRADIENTS
 
 LOSSES = ("softmax_cross_entropy", "sigmoid_cross_entropy", "linear_cross_entropy", "clip_loss", "siglip_loss")
-PALETTE = ("assign", "update", "fit")
 
 
 class Misconduct(Exception):

@@ -77,7 +77,7 @@ def _qkv_shapes(qkv, causal, key_lengths, scale, backend):
 def _qkv_attention_forward(
     qkv: Tensor, causal: bool, key_lengths: Tensor | None, scale: float | None, backend: str | None
 ) -> tuple[Tensor, Tensor]:
-    if qkv.device.type != "cpu":  # until the GPU kernels have the packed form: the same thing through views
+    if backend == "cupy":  # until its kernels have the packed form: the same thing through views
         out, lse = torch.ops.saccade.attention_forward(
             *qkv.permute(2, 0, 3, 1, 4).unbind(0), None, None, causal, key_lengths, scale, backend
         )
@@ -92,7 +92,7 @@ def _qkv_attention_backward(
     grad_out: Tensor, qkv: Tensor, key_lengths: Tensor | None, out: Tensor, lse: Tensor, causal: bool, scale: float,
     backend: str | None,
 ) -> Tensor:  # fmt: skip
-    if qkv.device.type != "cpu":
+    if backend == "cupy":
         three = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         *gradients, _ = torch.ops.saccade.attention_backward(
             grad_out.transpose(1, 2), torch.zeros_like(lse), *three, None, None, key_lengths,

@@ -11,11 +11,17 @@ struct Problem {
     Array query, key, value, bias, mask, out, lse, grad_out, row_sums, grad_query, grad_key, grad_value, grad_bias;
     address lengths;
     int64 bias_shape[4];
+    Array begins, ends;  // of sequences packed end to end, for each token those of its own
 
     __device__ int64 length(int64 i_b) const { return lengths ? ((const int64*)lengths)[i_b] : s; }
+    __device__ int64 begin(int64 i) const {
+        int64 first = begins.base ? begins.integer(i) : 0;
+        return first > 0 ? first : 0;
+    }
     __device__ int64 end(int64 i_b, int64 i_t) const {  // one past the last key that a query may see
-        int64 last = length(i_b), own = i_t + 1 + s - t;
+        int64 last = ends.base ? ends.integer(i_t) : length(i_b), own = i_t + 1 + s - t;
         last = causal && own < last ? own : last;
+        last = last < s ? last : s;  // whatever the lengths say
         return last > 0 ? last : 0;
     }
     __device__ bool hidden(int64 i_b, int64 i_h, int64 i_t, int64 i_s) const {
@@ -41,7 +47,7 @@ extern "C" __global__ void attention_forward(const Problem* p, double factor) {
     if (row >= p->b * p->h * p->t) return;
     int64 i_t = row % p->t, i_h = row / p->t % p->h, i_b = row / p->t / p->h;
     CORE scale = (CORE)factor, top = minus_infinity(), total = 0, sum[E + 1] = {};
-    for (int64 i_s = 0; i_s < p->end(i_b, i_t); i_s++) {
+    for (int64 i_s = p->begin(i_t); i_s < p->end(i_b, i_t); i_s++) {
         if (p->hidden(i_b, i_h, i_t, i_s)) continue;
         CORE score = p->score(i_b, i_h, i_t, i_s, scale);
         CORE highest = score > top ? score : top, shift = highest == minus_infinity() ? (CORE)0 : highest;
@@ -60,7 +66,7 @@ extern "C" __global__ void attention_backward_query(const Problem* p, double fac
     if (row >= p->b * p->h * p->t) return;
     int64 i_t = row % p->t, i_h = row / p->t % p->h, i_b = row / p->t / p->h;
     CORE scale = (CORE)factor, sum[D] = {}, weight, grad;
-    for (int64 i_s = 0; i_s < p->end(i_b, i_t); i_s++) {
+    for (int64 i_s = p->begin(i_t); i_s < p->end(i_b, i_t); i_s++) {
         if (p->hidden(i_b, i_h, i_t, i_s)) continue;
         p->gradient(i_b, i_h, i_t, i_s, scale, &weight, &grad);
         for (int i = 0; i < D; i++) sum[i] += grad * p->key.get(i_b, i_h, i_s, i);
@@ -73,7 +79,8 @@ extern "C" __global__ void attention_backward_key(const Problem* p, double facto
     if (row >= p->b * p->h * p->s) return;
     int64 i_s = row % p->s, i_h = row / p->s % p->h, i_b = row / p->s / p->h;
     CORE scale = (CORE)factor, key_sum[D] = {}, value_sum[E + 1] = {}, weight, grad;
-    for (int64 i_t = 0; i_t < p->t; i_t++) {
+    int64 stop = p->ends.base ? p->ends.integer(i_s) : p->t;
+    for (int64 i_t = p->begin(i_s); i_t < stop && i_t < p->t; i_t++) {
         if (i_s >= p->end(i_b, i_t) || p->hidden(i_b, i_h, i_t, i_s)) continue;
         p->gradient(i_b, i_h, i_t, i_s, scale, &weight, &grad);
         for (int i = 0; i < D; i++) key_sum[i] += grad * p->query.get(i_b, i_h, i_t, i);

@@ -2,6 +2,7 @@
 ``attention.cu``."""
 
 import math
+from typing import Any
 
 from saccade.kernels.cupy import device
 
@@ -18,34 +19,108 @@ def attention_forward(
     query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False
 ):
     """``attention`` and what ``attention_backward`` needs."""
-    b, h, t, d = query.shape
-    core = device.core_dtype(query.dtype)
-    out, lse = device.empty((b, h, t, value.shape[3]), query.dtype), device.empty((b, h, t), core)
-    scale = 1 / math.sqrt(d) if scale is None else float(scale)
-    saved = query, key, value, bias, mask, key_lengths, out, lse, causal, scale
-    _launch("attention_forward", saved, b * h * t)
-    return ((out, lse) if return_lse else out), saved
+    out = device.empty((*query.shape[:3], value.shape[3]), query.dtype)
+    saved = _forward((query, key, value), bias, mask, key_lengths, out, causal, scale)
+    return ((out, saved[7]) if return_lse else out), saved
 
 
 def attention_backward(saved, grad_out, grad_lse=None):
     """Gradients for query, key, value and bias (None where no bias was given)."""
-    query, key, value, bias, _, _, _, lse, _, _ = saved
-    (b, h, t, _), s = query.shape, key.shape[2]
+    gradients = tuple(device.empty(x.shape, x.dtype) for x in saved[:3])
+    return *gradients, _backward(saved, grad_out, grad_lse, gradients)
+
+
+def qkv_attention(qkv, *, causal=False, key_lengths=None, scale=None):
+    """Attention from the packed projection, b n 3 h d -> b n h d, read and written where it lies."""
+    return qkv_attention_forward(qkv, causal=causal, key_lengths=key_lengths, scale=scale)[0]
+
+
+def qkv_attention_forward(qkv, *, causal=False, key_lengths=None, scale=None):
+    """``qkv_attention`` and what ``qkv_attention_backward`` needs."""
+    b, n, _, h, d = qkv.shape
+    out = device.empty((b, n, h, d), qkv.dtype)
+    saved = _forward(_unpacked(qkv), None, None, key_lengths, out.swapaxes(1, 2), causal, scale)
+    return out, (qkv, key_lengths, out, *saved[7:])
+
+
+def qkv_attention_backward(saved, grad_out):
+    """The gradient for qkv, (b, n, 3, h, d), in a tuple of one."""
+    qkv, key_lengths, out, *rest = saved
+    grad_qkv = device.empty(qkv.shape, qkv.dtype)
+    whole = *_unpacked(qkv), None, None, key_lengths, out.swapaxes(1, 2), *rest
+    _backward(whole, grad_out.swapaxes(1, 2), None, _unpacked(grad_qkv))
+    return (grad_qkv,)
+
+
+def _unpacked(qkv):
+    """Query, key and value, bhnd, as views of b n 3 h d."""
+    return tuple(qkv[:, :, i].swapaxes(1, 2) for i in range(3))
+
+
+def varlen_attention(query, key, value, *, cumulative_lengths, causal=False, scale=None):
+    """Attention within each of several sequences packed end to end, nhd x nhd x nhd -> nhd."""
+    options = dict(cumulative_lengths=cumulative_lengths, causal=causal, scale=scale)
+    return varlen_attention_forward(query, key, value, **options)[0]
+
+
+def varlen_attention_forward(query, key, value, *, cumulative_lengths, causal=False, scale=None):
+    """``varlen_attention`` and what ``varlen_attention_backward`` needs."""
+    out = device.empty((*query.shape[:2], value.shape[2]), query.dtype)
+    three, bounds = tuple(map(_as_batch, (query, key, value))), _bounds(cumulative_lengths, len(query))
+    lse = _forward(three, None, None, None, _as_batch(out), causal, scale, bounds)[7]
+    return out, (query, key, value, cumulative_lengths, out, lse[0].T.copy(), causal, scale)
+
+
+def varlen_attention_backward(saved, grad_out):
+    """Gradients for query, key and value."""
+    query, key, value, cumulative_lengths, out, lse, causal, scale = saved
+    scale = 1 / math.sqrt(query.shape[2]) if scale is None else scale
+    gradients = tuple(device.empty(x.shape, x.dtype) for x in (query, key, value))
+    whole = *map(_as_batch, (query, key, value)), None, None, None, _as_batch(out), lse.T[None], causal, scale
+    bounds = _bounds(cumulative_lengths, len(query))
+    _backward(whole, _as_batch(grad_out), None, tuple(map(_as_batch, gradients)), bounds)
+    return gradients
+
+
+def _as_batch(x_nhd):
+    return x_nhd.swapaxes(0, 1)[None]
+
+
+def _bounds(cumulative_lengths, n):
+    """For each of n tokens, where its sequence begins and ends."""
+    bounds = cumulative_lengths.astype("int64")
+    token = device.full((n,), 1, "int64").cumsum() - 1
+    sequence = bounds.searchsorted(token, side="right")
+    return bounds[sequence - 1], bounds[sequence]
+
+
+def _forward(three, bias, mask, key_lengths, out, causal, scale, bounds=(None, None)) -> Any:
+    """Fill ``out`` from query, key and value; what ``_backward`` needs."""
+    query = three[0]
+    lse = device.empty(query.shape[:3], device.core_dtype(query.dtype))
+    scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
+    saved = *three, bias, mask, key_lengths, out, lse, causal, scale
+    _launch("attention_forward", saved, lse.size, bounds=bounds)
+    return saved
+
+
+def _backward(saved, grad_out, grad_lse, gradients, bounds=(None, None)):
+    """Fill ``gradients`` for query, key and value; returns that for bias, or None."""
+    query, key, _, bias, _, _, _, lse, _, _ = saved
     row_sums = device.zeros(lse.shape, lse.dtype)
     if grad_lse is not None:
         row_sums += grad_lse
-    gradients = tuple(device.empty(x.shape, x.dtype) for x in (query, key, value))
     grad_bias = None if bias is None else device.empty(bias.shape, bias.dtype)
-    arrays = (grad_out, row_sums, *gradients, grad_bias)
-    _launch("attention_row_sums", saved, b * h * t, arrays)
-    _launch("attention_backward_query", saved, b * h * t, arrays)
-    _launch("attention_backward_key", saved, b * h * s, arrays)
+    arrays = grad_out, row_sums, *gradients, grad_bias
+    _launch("attention_row_sums", saved, lse.size, arrays, bounds)
+    _launch("attention_backward_query", saved, lse.size, arrays, bounds)
+    _launch("attention_backward_key", saved, key.size // key.shape[3], arrays, bounds)
     if bias is not None:
-        _launch("attention_backward_bias", saved, bias.size, arrays)
-    return *gradients, grad_bias
+        _launch("attention_backward_bias", saved, bias.size, arrays, bounds)
+    return grad_bias
 
 
-def _launch(kernel, saved, threads, gradients=(None,) * 6):
+def _launch(kernel, saved, threads, gradients=(None,) * 6, bounds=(None, None)):
     """Run a kernel; ``gradients`` are grad_out, the row sums, and the gradients for query, key, value and bias."""
     query, key, value, bias, mask, key_lengths, out, lse, causal, scale = saved
     (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
@@ -57,6 +132,8 @@ def _launch(kernel, saved, threads, gradients=(None,) * 6):
     lengths = None if key_lengths is None else key_lengths.astype("int64")
     parameters.append(0 if lengths is None else device.address(lengths))
     parameters += (0,) * 4 if bias is None else (1,) * (4 - bias.ndim) + bias.shape
+    for x in bounds:
+        parameters += device.describe(x)
     flags = device.options(lse.dtype, D=d, E=e)
     device.launch("attention.cu", kernel, flags, threads, device.upload(parameters), scale)
 

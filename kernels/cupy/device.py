@@ -4,20 +4,26 @@ A kernel takes the address of its parameters, 64-bit integers laid out as its ``
 stand in the parameters as (address, kind, four byte strides).
 """
 
+import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cupy
 import ml_dtypes
 import numpy as np
 
 THREADS = 128
+FOUNDATIONS = ("memory.cu", "blocks.cu")  # what stands before every other source
 _KINDS = {
     np.dtype(np.float32): 0,
     np.dtype(np.float64): 1,
     np.dtype(ml_dtypes.bfloat16): 2,
     np.dtype(np.float16): 3,
     np.dtype(np.bool_): 4,
+    np.dtype(np.uint8): 5,
+    np.dtype(np.int64): 6,
+    np.dtype(np.int32): 7,
 }
 
 
@@ -36,9 +42,24 @@ def zeros(shape, dtype):
     return cupy.zeros(shape, dtype)
 
 
+def full(shape, number, dtype):
+    """An array of one number on the GPU."""
+    return cupy.full(shape, number, dtype)
+
+
+def put(x):
+    """An array on the GPU, also if it lies on the host."""
+    return cupy.asarray(x)
+
+
 def upload(integers):
     """64-bit integers as an array on the GPU."""
     return cupy.asarray(np.array(integers, np.int64))
+
+
+def as_rows(x):
+    """``x`` as (rows, last axis), a view where its layout allows; a number is a row of one."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
 
 
 def address(x):
@@ -57,12 +78,12 @@ def describe(x, axes=4):
 def source(file):
     """The text of a ``.cu`` file of this folder, with what it is built on before it."""
     folder = Path(__file__).parent
-    return (folder / "memory.cu").read_text(encoding="utf-8") + (folder / file).read_text(encoding="utf-8")
+    return "".join((folder / name).read_text(encoding="utf-8") for name in (*FOUNDATIONS, file))
 
 
 def options(core, **sizes):
     """Compiler options: the core type, and sizes that are compiled in."""
-    names = {"CORE": "double" if core == np.float64 else "float", **sizes}
+    names = {"CORE": "double" if core == np.float64 else "float", "THREADS": THREADS, **sizes}
     return tuple(f"-D{name}={value}" for name, value in names.items())
 
 
@@ -77,3 +98,53 @@ def launch(file, kernel, flags, threads, parameters, number):
     if threads:
         blocks = -(-threads // THREADS)
         _module(file, flags).get_function(kernel)((blocks,), (THREADS,), (parameters, np.float64(number)))
+
+
+def run(file, kernel, core, threads, *values, number=0.0):
+    """Launch a kernel on parameters that are integers, arrays, and None for arrays that are not given."""
+    parameters = []
+    for one in values:  # which live until the launch, also those that nobody else holds
+        parameters += (int(one),) if isinstance(one, int) else describe(one)
+    launch(file, kernel, options(core), threads, upload(parameters), number)
+
+
+def product(a, b):
+    """The product of two matrices of one dtype, in the dtype that is computed in, by cuBLAS.
+
+    16-bit operands stay as they are, so that tensor cores multiply them; their sums are float32 and never rounded.
+    """
+    core = core_dtype(a.dtype)
+    if core == a.dtype:
+        return a @ b
+    (m, k), n = a.shape, b.shape[1]
+    if 0 in (m, n, k):
+        return zeros((m, n), core)
+    out = empty((m, n), core)
+    (a, by_a, step_a), (b, by_b, step_b) = _by_columns(a), _by_columns(b)
+    # cuBLAS counts down columns: it is given outᵀ = bᵀ aᵀ, whose columns are the rows here
+    multiply(by_b, by_a, n, m, k, b, step_b, a, step_a, out)
+    return out
+
+
+def _by_columns(x):
+    """(x or a copy in C order, whether its transpose lies by rows, elements from one row or column to the next)."""
+    size = x.dtype.itemsize
+    (m, n), (down, along) = x.shape, x.strides
+    if (along == size or n == 1) and down >= n * size:
+        return x, False, down // size
+    if (down == size or m == 1) and along >= m * size:
+        return x, True, along // size
+    return x.copy(), False, n
+
+
+def multiply(transposed_b, transposed_a, n, m, k, b, step_b, a, step_a, out):
+    """out = bᵀ aᵀ, in cuBLAS's words: matrices by columns, 16-bit operands, sums and results in float32."""
+    cuda: Any = cupy.cuda  # whose types are wider than it is
+    kind = cuda.runtime.CUDA_R_16F if a.dtype == np.float16 else cuda.runtime.CUDA_R_16BF
+    factors = np.array([1, 0], np.float32)
+    one, zero = factors.ctypes.data, factors.ctypes.data + 4
+    cuda.cublas.gemmEx(
+        cuda.device.get_cublas_handle(), int(transposed_b), int(transposed_a), n, m, k, one, address(b), kind, step_b,
+        address(a), kind, step_a, zero, address(out), cuda.runtime.CUDA_R_32F, n, cuda.cublas.CUBLAS_COMPUTE_32F,
+        cuda.cublas.CUBLAS_GEMM_DEFAULT,
+    )  # fmt: skip

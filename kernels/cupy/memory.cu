@@ -4,7 +4,7 @@
 typedef long long int64;
 typedef unsigned long long address;
 
-enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
+enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, BOOL, UINT8, INT64, INT32 };
 
 static __device__ float float_of(unsigned bits) {
     union { unsigned u; float f; } x;
@@ -49,6 +49,7 @@ static __device__ unsigned short float_to_bfloat16(float value) {
 static __device__ CORE load(address at, int64 kind) {
     if (kind == FLOAT32) return *(const float*)at;
     if (kind == FLOAT64) return (CORE)*(const double*)at;
+    if (kind == UINT8) return *(const unsigned char*)at;
     unsigned short bits = *(const unsigned short*)at;
     return kind == BFLOAT16 ? float_of((unsigned)bits << 16) : half_to_float(bits);
 }
@@ -67,9 +68,26 @@ struct Array {
         return base + i * stride[0] + j * stride[1] + k * stride[2] + l * stride[3];
     }
     __device__ CORE get(int64 i, int64 j, int64 k, int64 l) const { return load(at(i, j, k, l), kind); }
+    __device__ CORE get(int64 i, int64 j) const { return get(i, j, 0, 0); }
+    __device__ CORE get(int64 i) const { return get(i, 0, 0, 0); }
+    __device__ CORE number() const { return get(0, 0, 0, 0); }
+    __device__ int64 integer(int64 i, int64 j = 0) const {
+        address one = at(i, j, 0, 0);
+        return kind == INT32 ? *(const int*)one : *(const int64*)one;
+    }
+    __device__ void set_integer(int64 i, int64 j, int64 value) const {
+        address one = at(i, j, 0, 0);
+        if (kind == INT32) *(int*)one = (int)value;
+        else *(int64*)one = value;
+    }
     __device__ void set(int64 i, int64 j, int64 k, int64 l, CORE value) const { store(at(i, j, k, l), kind, value); }
+    __device__ void set(int64 i, int64 j, CORE value) const { set(i, j, 0, 0, value); }
+    __device__ void set(int64 i, CORE value) const { set(i, 0, 0, 0, value); }
 };
 
 static __device__ CORE minus_infinity() { return -(CORE)float_of(0x7f800000); }
 static __device__ CORE not_a_number() { return (CORE)float_of(0x7fc00000); }
+static __device__ bool is_finite(CORE x) { return x - x == 0; }
+static __device__ CORE sigmoid(CORE x) { return 1 / (1 + exp(-x)); }
+static __device__ CORE softplus(CORE x) { return (x > 0 ? x : (CORE)0) + log1p(exp(-fabs(x))); }  // log(1 + exp(x))
 static __device__ int64 item() { return (int64)blockIdx.x * blockDim.x + threadIdx.x; }

@@ -25,16 +25,17 @@ from saccade.kernels.numba.mathematics import row_dot
 from saccade.kernels.numba.memory import load_row, store_row
 from saccade.kernels.numba.products import multiply, wide
 from saccade.kernels.numba.softmax import softmax_gradient
+from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.vectors import lanes, widest_vectors
 
 
 @jit
-def row_sums(start, stop, sizes, out, grad_out, row_sums):
-    """rowsum(dO * O) for rows [start, stop) of the flattened (b, h, t)."""
+def row_sums(work, sizes, out, grad_out, row_sums):
+    """rowsum(dO * O) for rows of the flattened (b, h, t)."""
     widest_vectors()
     b, h, t, s, d, e = sizes
     a, g = np.empty(e, row_sums.dtype), np.empty(e, row_sums.dtype)
-    for item in range(start, stop):
+    for item in shared(offer(work)):
         i_b, i_h, i_t = item // (h * t), item // t % h, item % t
         load_row(a, corner(out, i_b, i_h, i_t), out[5], out[1])
         load_row(g, corner(grad_out, i_b, i_h, i_t), grad_out[5], grad_out[1])
@@ -67,7 +68,7 @@ def _gradient_tile(
 
 @jit
 def backward(
-    start, stop, parts, query, key, value, mask, bias, lengths, sizes, causal, scale, grad_out, lse, row_sums,
+    work, parts, query, key, value, mask, bias, lengths, sizes, causal, scale, grad_out, lse, row_sums,
     grad_query, grad_key, grad_value,
 ):  # fmt: skip
     """Items are (b, h, a part of the keys): what a part adds to dQ is stored by itself, at ``grad_query``'s first axis.
@@ -90,7 +91,7 @@ def backward(
     sum_key, sum_value = np.zeros((most, wide_d), dtype), np.zeros((most, wide_e), dtype)
     shift, sums = np.zeros(QUERIES, dtype), np.zeros(QUERIES, dtype)
     query_blocks = -(-t // QUERIES)
-    for item in range(start, stop):
+    for item in shared(offer(work)):
         i_b, i_h, i_part = item // (h * parts), item // parts % h, item % parts
         begin, stored = part(s, 8, parts, i_part), part(s, 8, parts, i_part + 1)
         end = min(stored, lengths[i_b])
@@ -141,9 +142,7 @@ def backward(
 
 
 @jit
-def backward_bias(
-    start, stop, query, key, value, mask, bias, lengths, sizes, causal, scale, grad_out, lse, row_sums, total
-):
+def backward_bias(work, query, key, value, mask, bias, lengths, sizes, causal, scale, grad_out, lse, row_sums, total):
     """dS summed over what the bias was broadcast along: an item owns its part of ``total`` (bias as 4-d)."""
     widest_vectors()
     b, h, t, s, d, e = sizes
@@ -158,7 +157,7 @@ def backward_bias(
     of_b, of_h, of_t, of_s = total.shape
     blocks, key_blocks = -(-t // QUERIES), -(-s // KEYS)
     parts = blocks if of_t > 1 else 1
-    for item in range(start, stop):
+    for item in shared(offer(work)):
         bias_b, bias_h, i_part = item // (of_h * parts), item // parts % of_h, item % parts
         for i_b in range(bias_b, b if of_b == 1 else bias_b + 1):
             for i_h in range(bias_h, h if of_h == 1 else bias_h + 1):

@@ -17,6 +17,7 @@ from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.memory import FLOAT32, FLOAT64, load, load_block, read_byte, store_row
 from saccade.kernels.numba.products import multiply, wide
 from saccade.kernels.numba.softmax import online_softmax
+from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.vectors import lanes, transpose, widest_vectors
 
 # At most so many queries and keys to a tile; this does not change which function is computed.
@@ -98,7 +99,7 @@ def score_tile(scores, turned, key, key_row, mask, bias, causal, scale, at, size
         for i in range(queries):
             address = corner(mask, i_b, i_h, first_t + i) + first_s * mask[5]
             for j in range(keys):
-                if read_byte(address + j * mask[5]) == 0:
+                if read_byte(address, j * mask[5]) == 0:
                     scores[j, i] = hidden
     if causal:
         earliest = first_s - (sizes[3] - sizes[2]) - first_t  # the first query that sees the tile's first key
@@ -108,7 +109,7 @@ def score_tile(scores, turned, key, key_row, mask, bias, causal, scale, at, size
 
 
 @jit
-def forward(start, stop, query, key, value, mask, bias, lengths, sizes, causal, scale, out, shifts, totals):
+def forward(work, query, key, value, mask, bias, lengths, sizes, causal, scale, out, shifts, totals):
     """Outputs, and what each query's log-sum-exp is made of: ln 2 times its shift, and its total."""
     widest_vectors()
     b, h, t, s, d, e = sizes
@@ -122,7 +123,7 @@ def forward(start, stop, query, key, value, mask, bias, lengths, sizes, causal, 
     scores, sums = np.zeros((KEYS, QUERIES), dtype), np.zeros((QUERIES, wide_e), dtype)
     shift, total, rescale = np.zeros((3, QUERIES), dtype)
     query_blocks, key_blocks = -(-t // QUERIES), -(-s // KEYS)
-    for item in range(start, stop):
+    for item in shared(offer(work)):
         i_b, i_h, block = item // (h * query_blocks), item // query_blocks % h, item % query_blocks
         first_t = part(t, step, query_blocks, block)
         queries = part(t, step, query_blocks, block + 1) - first_t

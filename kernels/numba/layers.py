@@ -5,17 +5,23 @@ Gradients that are sums over rows are added up in blocks of rows, the blocks in 
 depend on the number of threads.
 """
 
+# An intrinsic is called without the typing context it is defined with.
+# pyright: reportCallIssue=false
+
 import math
 
 import numpy as np
 
-from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.compilation import jit, jit_reassociating
 from saccade.kernels.numba.mathematics import normal_distribution, row_dot, row_sum, sigmoid
-from saccade.kernels.numba.memory import core_dtype, describe, load_row, store_row
+from saccade.kernels.numba.memory import core_dtype, describe, load_row, row_from, row_to, store_row
+from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
+from saccade.kernels.numba.vectors import widest_vectors
 
 ROWS = 64  # rows whose share of a sum over rows is added up at once
 _GRAIN = 1 << 14  # numbers that are worth a thread of their own
+_PIECE = 2048  # numbers that an elementwise kernel takes at once, of arrays that lie in one piece
 _KINDS = {"erf": 0, "tanh": 1, "sigmoid": 2}
 _NOTHING = (0, 0, 0, 0)
 
@@ -164,35 +170,47 @@ def _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre):
 
 
 @jit
-def _norm_rows(start, stop, x, residual, scale, bias, eps, centre, out, total, mean, inverse):
+def _norm_rows(work, x, residual, scale, bias, eps, centre, out, total, mean, inverse):
+    widest_vectors()
     n = scale.shape[0]
     dtype = inverse.dtype
-    row, other = np.empty(n, dtype), np.empty(n, dtype)
-    for i in range(start, stop):
-        load_row(row, x[0] + i * x[2], x[3], x[1])
+    # one each: LLVM's vector loops are for arrays that do not overlap
+    scratch, other, summand, result = np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype)
+    for i in shared(offer(work)):
+        row = row_from(scratch, x[0] + i * x[2], x[3], x[1])
         if residual[0] != 0:
-            load_row(other, residual[0] + i * residual[2], residual[3], residual[1])
-            for j in range(n):
-                row[j] += other[j]
+            added = row_from(other, residual[0] + i * residual[2], residual[3], residual[1])
             address = total[0] + i * total[2]
-            store_row(address, total[3], total[1], row)
-            load_row(row, address, total[3], total[1])  # the rounded sum is what is normalised
-        if centre:
-            mean[i] = row_sum(row) / dtype.type(n)
+            summed = row_to(summand, address, total[3], total[1])
             for j in range(n):
-                row[j] -= mean[i]
-        inverse[i] = dtype.type(1) / np.sqrt(row_dot(row, row) / dtype.type(n) + eps)
+                summed[j] = row[j] + added[j]
+            store_row(address, total[3], total[1], summed)
+            row = row_from(scratch, address, total[3], total[1])  # the rounded sum is what is normalised
+        level = row_sum(row) / dtype.type(n) if centre else dtype.type(0)
+        factor = dtype.type(1) / np.sqrt(_squares(row, level) / dtype.type(n) + eps)
+        normal = row_to(result, out[0] + i * out[2], out[3], out[1])
         for j in range(n):
-            row[j] = row[j] * inverse[i] * scale[j] + bias[j]
-        store_row(out[0] + i * out[2], out[3], out[1], row)
+            normal[j] = (row[j] - level) * factor * scale[j] + bias[j]
+        store_row(out[0] + i * out[2], out[3], out[1], normal)
+        mean[i], inverse[i] = level, factor
+
+
+@jit_reassociating
+def _squares(row, level):
+    """The sum of (row[j] − level)²."""
+    widest_vectors()
+    total = row.dtype.type(0)
+    for j in range(row.shape[0]):
+        total += (row[j] - level) * (row[j] - level)
+    return total
 
 
 @jit
-def _norm_rows_backward(start, stop, x, grad_out, grad_sum, scale, centre, mean, inverse, grad_x, partial):
+def _norm_rows_backward(work, x, grad_out, grad_sum, scale, centre, mean, inverse, grad_x, partial):
     n = scale.shape[0]
     dtype = inverse.dtype
     normal, grad, other = np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype)
-    for block in range(start, stop):
+    for block in shared(offer(work)):
         for i in range(block * ROWS, min((block + 1) * ROWS, inverse.shape[0])):
             load_row(normal, x[0] + i * x[2], x[3], x[1])
             load_row(grad, grad_out[0] + i * grad_out[2], grad_out[3], grad_out[1])
@@ -233,26 +251,35 @@ def gelu_backward(saved, grad_out):
 
 
 def _elementwise(kernel, x, out, kind, *others):
-    if x.size == 0:
-        return
     zero = core_dtype(x.dtype).type(0)
-    rows = [as_rows(np.atleast_1d(one)) for one in (x, *others, out)]
-    n = rows[0].shape[1]
-    parallel_for(kernel, len(rows[0]), grain(n), n, zero, _KINDS[kind], *map(describe, rows))
+    arrays = [*others, out]
+    if x.flags.c_contiguous and all(one.flags.c_contiguous for one in others):
+        rows, n = [np.ravel(one) for one in (x, *arrays)], _PIECE
+        described = [(*describe(one), n * one.itemsize) for one in rows]
+    else:
+        rows = [as_rows(np.atleast_1d(one)) for one in (x, *arrays)]
+        n = rows[0].shape[1]
+        described = [(address, number, step, row) for address, number, row, step in map(describe, rows)]
+    if x.size:
+        parallel_for(kernel, -(-x.size // n), grain(n), x.size, n, zero, _KINDS[kind], *described)
 
 
 @jit
-def _gelu_rows(start, stop, n, zero, kind, x, out):
-    row = np.empty(n, np.asarray(zero).dtype)
-    for i in range(start, stop):
-        load_row(row, x[0] + i * x[2], x[3], x[1])
+def _gelu_rows(work, size, n, zero, kind, x, out):
+    """Rows of n numbers of (address, kind, step between numbers, step between rows); the last may be shorter."""
+    widest_vectors()
+    scratch, result = np.empty(n, np.asarray(zero).dtype), np.empty(n, np.asarray(zero).dtype)
+    for i in shared(offer(work)):
+        length = min(n, size - i * n)
+        row = row_from(scratch[:length], x[0] + i * x[3], x[2], x[1])
+        y = row_to(result[:length], out[0] + i * out[3], out[2], out[1])
         if kind == 0:
-            for j in range(n):
-                row[j] *= normal_distribution(row[j])[0]
+            for j in range(length):
+                y[j] = row[j] * normal_distribution(row[j])[0]
         else:
-            for j in range(n):
-                row[j] *= sigmoid(_sigmoid_argument(row[j], kind)[0])
-        store_row(out[0] + i * out[2], out[3], out[1], row)
+            for j in range(length):
+                y[j] = row[j] * sigmoid(_sigmoid_argument(row[j], kind)[0])
+        store_row(out[0] + i * out[3], out[2], out[1], y)
 
 
 @jit
@@ -266,22 +293,26 @@ def _sigmoid_argument(x, kind):
 
 
 @jit
-def _gelu_rows_backward(start, stop, n, zero, kind, x, grad_out, grad_x):
+def _gelu_rows_backward(work, size, n, zero, kind, x, grad_out, grad_x):
+    widest_vectors()
     dtype = np.asarray(zero).dtype
-    row, grad = np.empty(n, dtype), np.empty(n, dtype)
-    for i in range(start, stop):
-        load_row(row, x[0] + i * x[2], x[3], x[1])
-        load_row(grad, grad_out[0] + i * grad_out[2], grad_out[3], grad_out[1])
+    scratch, other, result = np.empty(n, dtype), np.empty(n, dtype), np.empty(n, dtype)
+    for i in shared(offer(work)):
+        length = min(n, size - i * n)
+        row = row_from(scratch[:length], x[0] + i * x[3], x[2], x[1])
+        grad = row_from(other[:length], grad_out[0] + i * grad_out[3], grad_out[2], grad_out[1])
+        y = row_to(result[:length], grad_x[0] + i * grad_x[3], grad_x[2], grad_x[1])
         if kind == 0:
-            for j in range(n):
+            for j in range(length):
                 below, density = normal_distribution(row[j])
-                grad[j] *= below + row[j] * density
+                y[j] = grad[j] * (below + row[j] * density)
         else:
-            for j in range(n):
+            for j in range(length):
                 u, slope = _sigmoid_argument(row[j], kind)
                 gate = sigmoid(u)
-                grad[j] *= gate + row[j] * slope * gate * sigmoid(-u)  # 1 − σ(u) = σ(−u) without cancelling
-        store_row(grad_x[0] + i * grad_x[2], grad_x[3], grad_x[1], grad)
+                # 1 − σ(u) = σ(−u) without cancelling
+                y[j] = grad[j] * (gate + row[j] * slope * gate * sigmoid(-u))
+        store_row(grad_x[0] + i * grad_x[3], grad_x[2], grad_x[1], y)
 
 
 def mlp(x, weight_in, bias_in, weight_out, bias_out, *, kind="erf"):
@@ -334,9 +365,9 @@ def _by_rows(kernel, x, out, eps, *others):
 
 
 @jit
-def _l2_rows(start, stop, n, eps, x, out):
+def _l2_rows(work, n, eps, x, out):
     row = np.empty(n, np.asarray(eps).dtype)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         load_row(row, x[0] + i * x[2], x[3], x[1])
         length = max(np.sqrt(row_dot(row, row)), eps)
         for j in range(n):
@@ -345,10 +376,10 @@ def _l2_rows(start, stop, n, eps, x, out):
 
 
 @jit
-def _l2_rows_backward(start, stop, n, eps, x, grad_out, grad_x):
+def _l2_rows_backward(work, n, eps, x, grad_out, grad_x):
     dtype = np.asarray(eps).dtype
     row, grad = np.empty(n, dtype), np.empty(n, dtype)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         load_row(row, x[0] + i * x[2], x[3], x[1])
         load_row(grad, grad_out[0] + i * grad_out[2], grad_out[3], grad_out[1])
         length = np.sqrt(row_dot(row, row))

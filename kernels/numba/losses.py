@@ -20,6 +20,7 @@ from saccade.kernels.numba.layers import grain, private, silent
 from saccade.kernels.numba.mathematics import exponentials, row_max, row_sum, sigmoid, softplus
 from saccade.kernels.numba.memory import core_dtype, describe, load_row, store_row
 from saccade.kernels.numba.pairs import pair_gradients, siglip_rows
+from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
 from saccade.kernels.numba.tiles import (
     COLUMNS,
@@ -94,11 +95,11 @@ def _spread(grad_loss, rows, count, reduction, core):
 
 
 @jit
-def _cross_entropy_rows(start, stop, k, logits, labels, soft, smoothing, per_row, lse):
+def _cross_entropy_rows(work, k, logits, labels, soft, smoothing, per_row, lse):
     dtype = lse.dtype
     row, target, shifted = np.empty(k, dtype), np.empty(k, dtype), np.empty(k, dtype)
     zero, one, share = dtype.type(0), dtype.type(1), smoothing / dtype.type(k)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         load_row(row, logits[0] + i * logits[2], logits[3], logits[1])
         top = finite(row_max(row))
         shifted[:] = row
@@ -123,11 +124,11 @@ def _cross_entropy_rows(start, stop, k, logits, labels, soft, smoothing, per_row
 
 
 @jit
-def _cross_entropy_rows_backward(start, stop, k, logits, labels, soft, smoothing, grad_rows, grad_logits):
+def _cross_entropy_rows_backward(work, k, logits, labels, soft, smoothing, grad_rows, grad_logits):
     dtype = grad_rows.dtype
     row, target = np.empty(k, dtype), np.empty(k, dtype)
     share = smoothing / dtype.type(k)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         load_row(row, logits[0] + i * logits[2], logits[3], logits[1])
         # from the maximum again rather than from lse, whose own rounding would be an error of every weight
         exponentials(row, finite(row_max(row)))
@@ -178,9 +179,9 @@ def sigmoid_cross_entropy_backward(saved, grad_loss):
 
 
 @jit
-def _sigmoid_rows(start, stop, k, logits, targets, per_row):
+def _sigmoid_rows(work, k, logits, targets, per_row):
     row, target = np.empty(k, per_row.dtype), np.empty(k, per_row.dtype)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         load_row(row, logits[0] + i * logits[2], logits[3], logits[1])
         load_row(target, targets[0] + i * targets[2], targets[3], targets[1])
         for j in range(k):
@@ -189,9 +190,9 @@ def _sigmoid_rows(start, stop, k, logits, targets, per_row):
 
 
 @jit
-def _sigmoid_rows_backward(start, stop, k, logits, targets, grad_rows, grad_logits):
+def _sigmoid_rows_backward(work, k, logits, targets, grad_rows, grad_logits):
     row, target = np.empty(k, grad_rows.dtype), np.empty(k, grad_rows.dtype)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         load_row(row, logits[0] + i * logits[2], logits[3], logits[1])
         load_row(target, targets[0] + i * targets[2], targets[3], targets[1])
         for j in range(k):

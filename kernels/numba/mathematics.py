@@ -11,6 +11,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from saccade.kernels.numba.compilation import jit, jit_reassociating
+from saccade.kernels.numba.vectors import widest_vectors
 
 
 @intrinsic
@@ -29,8 +30,14 @@ def _float_of(typingctx, bits):
     return types.float32(types.int32), codegen
 
 
+# exp(r) = 1 + r + r² sum_i POWERS[i] rⁱ on |r| <= log(2)/2, fitted for the least relative error, 3e-9
+POWERS = (0.49999993, 0.1666652, 0.04166839, 0.00836875, 0.00138145)
+TO_INTEGER = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer, kept in the low bits
+LOG2_E, LOG_2_HIGH, LOG_2_LOW = 1.4426950408889634, 0.693359375, -2.12194440054690583e-4
+
+
 def exponential(x):
-    """exp(x). In float32: 2ⁿ·2ʳ with a degree-6 polynomial on |r| <= 1/2, within 2 units in the last place;
+    """exp(x). In float32: 2ⁿ exp(r) with a degree-6 polynomial on |r| <= log(2)/2, within 2 units in the last place;
     results below the smallest normal number are 0, those above 2¹²⁷·⁵ inf, NaN stays NaN."""
     return math.exp(x)
 
@@ -40,9 +47,8 @@ def _exponential(x):
     if x != types.float32:
         return lambda x: math.exp(x)
     f = np.float32
-    to_integer = f(12582912.0)  # 1.5 * 2**23: adding it rounds to an integer, kept in the low bits
-    log2_e, log_2_high, log_2_low = f(1.4426950408889634), f(0.693359375), f(-2.12194440054690583e-4)
-    c2, c3, c4, c5, c6, c7 = (f(1 / math.factorial(i)) for i in range(2, 8))
+    to_integer, log2_e, log_2_high, log_2_low = map(f, (TO_INTEGER, LOG2_E, LOG_2_HIGH, LOG_2_LOW))
+    c2, c3, c4, c5, c6 = map(f, POWERS)
     smallest, largest = f(-87.33654), f(88.37626)
     zero, one, infinity = f(0), f(1), f(np.inf)
     to_exponent = np.int32(23)
@@ -52,13 +58,13 @@ def _exponential(x):
         shifted = inside * log2_e + to_integer
         n = shifted - to_integer
         r = (inside - n * log_2_high) - n * log_2_low
-        p = c7
-        p = p * r + c6
+        p = c6
         p = p * r + c5
         p = p * r + c4
         p = p * r + c3
         p = p * r + c2
-        p = p * r * r + r + one
+        p = p * r + one
+        p = p * r + one
         # adding n to the exponent field of p: the low bits of `shifted` hold n
         y = _float_of(np.int32(_bits_of(p) + np.int32(_bits_of(shifted) << to_exponent)))
         y = zero if x < smallest else y
@@ -71,6 +77,7 @@ def _exponential(x):
 @jit
 def exponentials(row, shift):
     """row[i] = exp(row[i] − shift), in place."""
+    widest_vectors()
     for i in range(row.shape[0]):
         row[i] = exponential(row[i] - shift)
 
@@ -78,6 +85,7 @@ def exponentials(row, shift):
 @jit_reassociating
 def row_sum(row):
     """The sum of a row."""
+    widest_vectors()
     total = row.dtype.type(0)
     for i in range(row.shape[0]):
         total += row[i]
@@ -87,6 +95,7 @@ def row_sum(row):
 @jit_reassociating
 def row_dot(a, b):
     """The sum of products of two rows."""
+    widest_vectors()
     total = a.dtype.type(0)
     for i in range(a.shape[0]):
         total += a[i] * b[i]
@@ -96,6 +105,15 @@ def row_dot(a, b):
 @jit
 def row_max(row):
     """The largest number of a row that is not NaN; −inf if there is none."""
+    widest_vectors()
+    if row.itemsize == 4:
+        # as integers in the same order, whose maximum LLVM finds in vectors: that of numbers it may not reorder
+        first = np.int32(-0x7F800001)
+        for i in range(row.shape[0]):
+            x = np.float32(row[i])
+            bits = _bits_of(x)
+            first = max(first, np.int32(bits ^ (bits >> 31 & 0x7FFFFFFF)) if x == x else first)
+        return row.dtype.type(_float_of(np.int32(first ^ (first >> 31 & 0x7FFFFFFF))))
     highest = row.dtype.type(-np.inf)
     for i in range(row.shape[0]):
         highest = row[i] if row[i] > highest else highest
@@ -146,13 +164,17 @@ def _normal_distribution(x):
     if x != types.float32:
         return _normal_distribution_float64
     f = np.float32
-    half, one, shift, twice_shift, far = f(0.5), f(1), f(2.5), f(5), f(15)
-    scale = f(1 / math.sqrt(2 * math.pi))
+    zero, one, shift, twice_shift, far = f(0), f(1), f(2.5), f(5), f(13.2)  # beyond it the density is not normal
+    to_integer, minus_half_log2_e, twice_log_2_high, twice_log_2_low = map(
+        f, (TO_INTEGER, -LOG2_E / 2, 2 * LOG_2_HIGH, 2 * LOG_2_LOW)
+    )
+    d1, d2, d3, d4, d5, d6 = (f(c * (-0.5) ** i) for i, c in enumerate((1.0, *POWERS), 1))  # of exp(−r/2)
+    scale, to_exponent = f(1 / math.sqrt(2 * math.pi)), np.int32(23)
     c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 = map(f, MILLS)
 
     def fitted(x):
         size = abs(x)
-        y = size if size < far else far
+        y = far if size > far else size  # NaN stays
         t = one / (y + shift)
         q = one - twice_shift * t
         p = c9
@@ -165,12 +187,22 @@ def _normal_distribution(x):
         p = p * q + c2
         p = p * q + c1
         p = p * q + c0
+        # exp(−y²/2) = 2ⁿ exp(−r/2), as in ``exponential``; what rounding takes from y² goes into r
         square = y * y
-        density = exponential(-half * square)
-        density -= density * half * fused(y, y, -square)
+        shifted = square * minus_half_log2_e + to_integer
+        n = shifted - to_integer
+        r = (square + n * twice_log_2_high) + n * twice_log_2_low + fused(y, y, -square)
+        e = d6
+        e = e * r + d5
+        e = e * r + d4
+        e = e * r + d3
+        e = e * r + d2
+        e = e * r + d1
+        e = e * r + one
+        density = _float_of(np.int32(_bits_of(e) + np.int32(_bits_of(shifted) << to_exponent)))
+        density = zero if size > far else density
         tail = density * t * p
-        below = tail if x < 0 else one - tail
-        return below if x == x else x, density * scale
+        return tail if x < zero else one - tail, density * scale
 
     return fitted
 

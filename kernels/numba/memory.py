@@ -2,18 +2,23 @@
 
 A kernel sees an array as a tuple of integers ``(address, kind, stride, …)`` in bytes, so that one build with a
 float32 core serves float32, bfloat16 and float16 arrays of any layout, and one with a float64 core float64.
-Rows are converted when they are loaded to and stored from scratch of the core's dtype.
+Rows are converted when they are loaded to and stored from scratch of the core's dtype; those that are dense in it
+already are read and written where they lie (``row_from``, ``row_to``).
 """
+
+# An intrinsic is called without the typing context it is defined with.
+# pyright: reportCallIssue=false
 
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.extending import intrinsic
 
 from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.vectors import widest_vectors
 
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16, BOOL, UINT8 = range(6)
 _KINDS = {
@@ -38,16 +43,21 @@ def describe(x, shape=None):
     return (x.__array_interface__["data"][0], _KINDS[x.dtype], *x.strides)
 
 
+def _at(builder, address, offset, bits_type):
+    """A pointer to ``offset`` bytes after ``address``; a sum of integers would hide from LLVM that it runs in order."""
+    start = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    return builder.bitcast(builder.gep(start, [offset]), bits_type.as_pointer())
+
+
 def _reader(name, bits_type, result, convert) -> Any:
     @intrinsic
-    def read(typingctx, address):
+    def read(typingctx, address, offset):
         def codegen(context, builder, signature, arguments):
-            pointer = builder.inttoptr(arguments[0], bits_type.as_pointer())
-            value = builder.load(pointer)
+            value = builder.load(_at(builder, *arguments, bits_type))
             value.align = 1
             return convert(builder, value)
 
-        return result(types.intp), codegen
+        return result(types.intp, types.intp), codegen
 
     read.__name__ = name
     return read
@@ -67,14 +77,14 @@ read_byte = _reader("read_byte", ir.IntType(8), types.int64, lambda b, x: b.zext
 
 def _writer(name, source, convert) -> Any:
     @intrinsic
-    def write(typingctx, address, value):
+    def write(typingctx, address, offset, value):
         def codegen(context, builder, signature, arguments):
-            bits = convert(builder, arguments[1])
-            store = builder.store(bits, builder.inttoptr(arguments[0], bits.type.as_pointer()))
+            bits = convert(builder, arguments[2])
+            store = builder.store(bits, _at(builder, *arguments[:2], bits.type))
             store.align = 1
             return context.get_dummy_value()
 
-        return types.void(types.intp, source), codegen
+        return types.void(types.intp, types.intp, source), codegen
 
     write.__name__ = name
     return write
@@ -101,63 +111,106 @@ write_float16 = _writer("write_float16", types.float32, lambda b, x: b.fptrunc(x
 def load(address, kind):
     """One number of any floating kind, as float64 (exact)."""
     if kind == FLOAT32:
-        return np.float64(read_float32(address))
+        return np.float64(read_float32(address, 0))
     if kind == FLOAT64:
-        return read_float64(address)
+        return read_float64(address, 0)
     if kind == BFLOAT16:
-        return np.float64(read_bfloat16(address))
-    return np.float64(read_float16(address))
+        return np.float64(read_bfloat16(address, 0))
+    return np.float64(read_float16(address, 0))
 
 
 @jit
 def load_row(row, address, stride, kind):
     """row[i] = the number at ``address + i * stride``, for all of ``row``."""
+    widest_vectors()
     n = row.shape[0]
     if kind == FLOAT32:
         if stride == 4:
             for i in range(n):
-                row[i] = read_float32(address + 4 * i)
+                row[i] = read_float32(address, 4 * i)
         else:
             for i in range(n):
-                row[i] = read_float32(address + stride * i)
+                row[i] = read_float32(address, stride * i)
     elif kind == FLOAT64:
         for i in range(n):
-            row[i] = read_float64(address + stride * i)
+            row[i] = read_float64(address, stride * i)
     elif kind == BFLOAT16:
         if stride == 2:
             for i in range(n):
-                row[i] = read_bfloat16(address + 2 * i)
+                row[i] = read_bfloat16(address, 2 * i)
         else:
             for i in range(n):
-                row[i] = read_bfloat16(address + stride * i)
+                row[i] = read_bfloat16(address, stride * i)
     elif kind == FLOAT16:
         for i in range(n):
-            row[i] = read_float16(address + stride * i)
+            row[i] = read_float16(address, stride * i)
     else:
         for i in range(n):
-            row[i] = read_byte(address + stride * i)
+            row[i] = read_byte(address, stride * i)
 
 
 @jit
 def store_row(address, stride, kind, row):
-    """The number at ``address + i * stride`` = row[i], rounded to the kind, for all of ``row``."""
+    """The number at ``address + i * stride`` = row[i], rounded to the kind, for all of ``row``.
+
+    Nothing is left to do where ``row`` lies there already (``row_to``).
+    """
+    widest_vectors()
+    if row.ctypes.data == address:
+        return
     n = row.shape[0]
     if kind == FLOAT32:
         if stride == 4:
             for i in range(n):
-                write_float32(address + 4 * i, np.float32(row[i]))
+                write_float32(address, 4 * i, np.float32(row[i]))
         else:
             for i in range(n):
-                write_float32(address + stride * i, np.float32(row[i]))
+                write_float32(address, stride * i, np.float32(row[i]))
     elif kind == FLOAT64:
         for i in range(n):
-            write_float64(address + stride * i, np.float64(row[i]))
+            write_float64(address, stride * i, np.float64(row[i]))
     elif kind == BFLOAT16:
-        for i in range(n):
-            write_bfloat16(address + stride * i, np.float32(row[i]))
+        if stride == 2:
+            for i in range(n):
+                write_bfloat16(address, 2 * i, np.float32(row[i]))
+        else:
+            for i in range(n):
+                write_bfloat16(address, stride * i, np.float32(row[i]))
     else:
         for i in range(n):
-            write_float16(address + stride * i, np.float32(row[i]))
+            write_float16(address, stride * i, np.float32(row[i]))
+
+
+@intrinsic
+def _pointer(typingctx, address, like):
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like)(types.intp, like), codegen
+
+
+@jit
+def _in_place(scratch, address, stride, kind):
+    """Whether the row at ``address`` is of the dtype of ``scratch``, dense and aligned."""
+    size = scratch.itemsize
+    return kind == (FLOAT32 if size == 4 else FLOAT64) and stride == size and address % size == 0
+
+
+@jit
+def row_from(scratch, address, stride, kind):
+    """The row at ``address``, as long as ``scratch``: itself if it can be read in place, or else copied to scratch."""
+    if _in_place(scratch, address, stride, kind):
+        return carray(_pointer(address, scratch.dtype.type(0)), (scratch.shape[0],))
+    load_row(scratch, address, stride, kind)
+    return scratch
+
+
+@jit
+def row_to(scratch, address, stride, kind):
+    """Where to write the row at ``address`` before ``store_row``: itself, or else scratch."""
+    if _in_place(scratch, address, stride, kind):
+        return carray(_pointer(address, scratch.dtype.type(0)), (scratch.shape[0],))
+    return scratch
 
 
 @jit

@@ -14,6 +14,7 @@ from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.mathematics import exponential, row_sum, sigmoid, softplus
 from saccade.kernels.numba.memory import describe, load_block, load_block_transposed, store_row
 from saccade.kernels.numba.products import product, wide
+from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
 from saccade.kernels.numba.tiles import COLUMNS, EXCESS, LOSS, ROWS, TOP, rows_at, signed
 
@@ -35,12 +36,12 @@ def pair_gradients(images, texts, logit_scale, statistics, factors, pairwise):
 
 
 @jit
-def siglip_rows(start, stop, sizes, a, b, scale, bias, per_row):
+def siglip_rows(work, sizes, a, b, scale, bias, per_row):
     n, k, e = sizes
     dtype = per_row.dtype
     a_block, b_block = np.zeros((ROWS, e), dtype), np.zeros((e, wide(per_row, COLUMNS)), dtype)
     logits, line = np.zeros((ROWS, wide(per_row, COLUMNS)), dtype), np.empty(e, dtype)
-    for block in range(start, stop):
+    for block in shared(offer(work)):
         first = block * ROWS
         rows = min(ROWS, n - first)
         load_block(a_block, a, a[2], a[3], rows_at(a, first), rows, e)
@@ -82,9 +83,7 @@ def _softmax_gradient(grads, products, scale, factor, own, row, owns, rows, at):
 
 
 @jit
-def _pair_backward(
-    start, stop, sizes, a, b, own, of_a, of_b, scale, bias, factor, pairwise, grad_a, scale_rows, bias_rows
-):
+def _pair_backward(work, sizes, a, b, own, of_a, of_b, scale, bias, factor, pairwise, grad_a, scale_rows, bias_rows):
     """dA = scale · G B with G the gradient of the logits, for ROWS rows of A at a time; and per row the gradients of
     the scale, sum G · (A Bᵀ), in which own products are left out of either softmax's share, and of the bias, sum G."""
     n, k, e = sizes
@@ -97,7 +96,7 @@ def _pair_backward(
     )
     products, total, line = np.zeros((ROWS, wide_k), dtype), np.zeros((ROWS, wide_e), dtype), np.empty(e, dtype)
     grads = np.zeros((ROWS, wide_k), dtype)
-    for block in range(start, stop):
+    for block in shared(offer(work)):
         first = block * ROWS
         rows = min(ROWS, n - first)
         load_block(a_block, a, a[2], a[3], rows_at(a, first), rows, e)

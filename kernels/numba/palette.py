@@ -4,9 +4,13 @@ Every distance is computed in int64; nothing is carried over from one colour to 
 the result does not depend on where a thread begins.
 """
 
+# An intrinsic is called without the typing context it is defined with.
+# pyright: reportCallIssue=false
+
 import numpy as np
 
 from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
 
 GRID = 4096
@@ -38,6 +42,19 @@ def assign(colors, centers):
     columns = np.ascontiguousarray(np.asarray(centers, np.int64).T)
     parallel_for(_assign, len(flat), _GRAIN, flat, columns, assignment)
     return assignment.reshape(np.shape(colors)[:-1])
+
+
+def encode(images, centers):
+    """The index of the nearest centre of each pixel, uint8 (…, 3) -> int32 (…): one look for each distinct colour."""
+    codes = (images.astype(np.int32) @ np.array([65536, 256, 1], np.int32)).ravel()
+    distinct, inverse = np.unique(codes, return_inverse=True)
+    colors = np.stack([distinct >> 16, distinct >> 8 & 255, distinct & 255], -1).astype(np.uint8)
+    return assign(colors, centers)[inverse].reshape(images.shape[:-1])
+
+
+def decode(tokens, colors):
+    """The rows of ``colors`` at tokens."""
+    return colors[tokens]
 
 
 def update(colors, counts, assignment, centers):
@@ -84,10 +101,10 @@ def _count(rgb, histogram):
 
 
 @jit
-def _assign(start, stop, colors, centers, assignment):
+def _assign(work, colors, centers, assignment):
     k = centers.shape[1]
     distances = np.empty(k, np.int64)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         r, g, b = GRID * np.int64(colors[i, 0]), GRID * np.int64(colors[i, 1]), GRID * np.int64(colors[i, 2])
         for j in range(k):
             x, y, z = r - centers[0, j], g - centers[1, j], b - centers[2, j]

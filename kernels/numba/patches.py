@@ -3,6 +3,9 @@
 One kernel decodes, normalises and cuts, straight into the matrix that BLAS multiplies.
 """
 
+# An intrinsic is called without the typing context it is defined with.
+# pyright: reportCallIssue=false
+
 import math
 
 import numpy as np
@@ -10,6 +13,7 @@ import numpy as np
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.layers import as_rows, raised, rounded, silent
 from saccade.kernels.numba.memory import UINT8, core_dtype, describe, load_row, store_row
+from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
 
 
@@ -79,13 +83,13 @@ def uncut(grad_patches, images, weight, mean, std):
 
 
 @jit
-def _cut(start, stop, images, sizes, centre, deviation, patches):
-    """Row-bands of patches [start, stop): patches[band · columns + column, (c p p)]."""
+def _cut(work, images, sizes, centre, deviation, patches):
+    """Row-bands of patches: patches[band · columns + column, (c p p)]."""
     b, h, w, c, p = sizes
     columns = w // p
     full = centre.dtype.type(255)
     row = np.empty(w, centre.dtype)
-    for band in range(start, stop):
+    for band in shared(offer(work)):
         i_b, first_row = band // (h // p), band % (h // p) * p
         for channel in range(c):
             for i in range(p):
@@ -102,11 +106,11 @@ def _cut(start, stop, images, sizes, centre, deviation, patches):
 
 
 @jit
-def _uncut(start, stop, grad_images, sizes, deviation, grad_patches):
+def _uncut(work, grad_images, sizes, deviation, grad_patches):
     b, h, w, c, p = sizes
     columns = w // p
     row = np.empty(w, deviation.dtype)
-    for band in range(start, stop):
+    for band in shared(offer(work)):
         i_b, first_row = band // (h // p), band % (h // p) * p
         for channel in range(c):
             for i in range(p):

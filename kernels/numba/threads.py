@@ -1,21 +1,28 @@
-"""Ranges of work shared out to threads.
+"""Items shared out to threads.
 
 The kernels release the GIL, so plain Python threads run them side by side. numba's own threading layers are
 not used: its OpenMP layer kills a forked child, its workqueue aborts when two threads call at once, and TBB
-is not found where pip puts it. Each kernel computes an item the same way whichever range it comes in, so
-results have the same bits for any number of threads.
+is not found where pip puts it. Each kernel computes an item the same way whoever takes it, so results have the same
+bits for any number of threads.
 """
 
+import atexit
 import os
-from concurrent.futures import ThreadPoolExecutor
+import queue
+import threading
 from typing import Any
 
+import numpy as np
 from numba.core import config as numba_config
+
+from saccade.kernels.numba import team
 
 config: Any = numba_config  # its attributes are made as numba starts
 
+RUNS = 8  # of items for each thread, so that one that is slowed down takes fewer
+
 _threads = config.NUMBA_NUM_THREADS
-_pool: ThreadPoolExecutor | None = None
+_team: Any = None
 
 
 def get_threads():
@@ -28,46 +35,86 @@ def set_threads(threads):
     global _threads
     if not isinstance(threads, int) or threads < 1:
         raise ValueError(f"set_threads: {threads=}, expected an integer of at least 1")
+    _dismiss()
     _threads = threads
-    _forget_pool()
 
 
 def parallel_for(kernel, items, grain, *arguments):
-    """Call ``kernel(start, stop, *arguments)`` over ranges that cover [0, items), in parallel.
+    """Call ``kernel(work, *arguments)``, which loops over ``shared(offer(work))``, with what help there is.
 
-    ``grain`` is how many items are at least worth a call of their own.
+    ``grain`` is how many items are at least worth a run of their own. A second thread that calls a kernel while one
+    runs has no help.
     """
-    chunks = min(items // max(grain, 1), 4 * _threads)
-    if chunks <= 1 or _threads == 1:
-        kernel(0, items, *arguments)
+    runs = min(items // max(grain, 1), RUNS * _threads)
+    if runs <= 1 or _threads == 1 or not (helpers := _assembled()).busy.acquire(blocking=False):
+        kernel((0, items, 1), *arguments)
         return
-    bounds = [items * i // chunks for i in range(chunks + 1)]
-    ranges = iter(list(zip(bounds[:-1], bounds[1:], strict=True)))
-
-    def drain():
-        for start, stop in ranges:
-            kernel(start, stop, *arguments)
-
-    helpers = [_shared_pool().submit(drain) for _ in range(min(_threads, chunks) - 1)]
     try:
-        drain()
+        helpers.call(kernel, items, runs, arguments)
     finally:
-        # A helper that never started has nothing left to do; one that runs still writes to our arrays.
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+        helpers.busy.release()
 
 
-def _shared_pool():
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(max(_threads - 1, 1), thread_name_prefix="saccade")
-    return _pool
+class _Team:
+    """Threads that wait for kernels."""
+
+    def __init__(self, helpers):
+        self.helpers = helpers
+        self.memory = np.zeros(team.SIZE, np.int64)
+        self.address = self.memory.ctypes.data
+        self.bell, self.busy = queue.SimpleQueue(), threading.Lock()
+        self.threads = [threading.Thread(target=self._serve, name="saccade", daemon=True) for _ in range(helpers)]
+        for one in self.threads:
+            one.start()
+
+    def _serve(self):
+        while not self.memory[team.CLOSED]:
+            team.serve(self.address)
+            self.bell.get()
+
+    def call(self, kernel, items, runs, arguments):
+        self.memory[team.TAKEN], self.memory[team.WANTED] = 0, 1
+        self.wake()
+        try:
+            kernel((self.address, items, runs), *arguments)
+        finally:
+            team.close(self.address)
+        if self.memory[team.FAILED]:
+            self.memory[team.FAILED] = 0
+            raise MemoryError(f"{kernel.__name__}: one of its threads found no memory")
+
+    def wake(self):
+        if self.memory[team.ASLEEP]:
+            for _ in range(team.exchange_asleep(self.address)):
+                self.bell.put(None)
+
+    def dismiss(self):
+        with self.busy:
+            self.memory[team.CLOSED] = 1
+            for _ in self.threads:
+                self.bell.put(None)
+        for one in self.threads:
+            one.join()
 
 
-def _forget_pool():
-    global _pool
-    _pool = None
+def _assembled():
+    global _team
+    if _team is None:
+        _team = _Team(_threads - 1)
+    return _team
 
 
-os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
+def _dismiss():
+    global _team
+    if _team is not None:
+        _team.dismiss()
+    _team = None
+
+
+def _forget():
+    global _team
+    _team = None
+
+
+os.register_at_fork(after_in_child=_forget)  # threads do not survive a fork
+atexit.register(_dismiss)

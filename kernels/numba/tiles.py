@@ -11,6 +11,7 @@ from saccade.kernels.numba.layers import grain
 from saccade.kernels.numba.mathematics import exponential, fused, row_max, row_sum
 from saccade.kernels.numba.memory import describe, load_block, load_block_transposed, load_row, store_row
 from saccade.kernels.numba.products import product, wide
+from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
 
 # Tile sizes, multiples of the product's tile; they do not change which function is computed.
@@ -40,9 +41,9 @@ def own_products(a, b, labels, core):
 
 
 @jit
-def _dots(start, stop, e, a, b, labels, own):
+def _dots(work, e, a, b, labels, own):
     row, other = np.empty(e, own.dtype), np.empty(e, own.dtype)
-    for i in range(start, stop):
+    for i in shared(offer(work)):
         if labels[i] >= 0:
             load_row(row, rows_at(a, i), a[3], a[1])
             load_row(other, rows_at(b, labels[i]), b[3], b[1])
@@ -53,7 +54,7 @@ def _dots(start, stop, e, a, b, labels, own):
 
 
 @jit
-def product_statistics(start, stop, sizes, a, b, scale, labels, own, statistics, mean):
+def product_statistics(work, sizes, a, b, scale, labels, own, statistics, mean):
     """Per row i of logits scale · A Bᵀ, ROWS rows at a time, with s the sign of the scale:
 
     statistics[LOSS]   = log-sum-exp less the logit at labels[i]
@@ -67,7 +68,7 @@ def product_statistics(start, stop, sizes, a, b, scale, labels, own, statistics,
     a_block, b_block = np.zeros((ROWS, e), dtype), np.zeros((e, wide(own, COLUMNS)), dtype)
     logits, line = np.zeros((ROWS, wide(own, COLUMNS)), dtype), np.empty(e, dtype)
     top, total, whole = np.empty(ROWS, dtype), np.empty(ROWS, dtype), np.empty(ROWS, dtype)
-    for block in range(start, stop):
+    for block in shared(offer(work)):
         first = block * ROWS
         rows = min(ROWS, n - first)
         load_block(a_block, a, a[2], a[3], rows_at(a, first), rows, e)
@@ -128,7 +129,7 @@ def _label_tile(logits, labels, smoothing, share, statistics, grad_rows, first, 
 
 
 @jit
-def linear_backward_hidden(start, stop, sizes, hidden, weight, labels, smoothing, statistics, grad_rows, grad_hidden):
+def linear_backward_hidden(work, sizes, hidden, weight, labels, smoothing, statistics, grad_rows, grad_hidden):
     n, k, e = sizes
     dtype = grad_rows.dtype
     wide_k, wide_e = wide(grad_rows, COLUMNS), wide(grad_rows, e)
@@ -139,7 +140,7 @@ def linear_backward_hidden(start, stop, sizes, hidden, weight, labels, smoothing
     )
     logits, total, line = np.zeros((ROWS, wide_k), dtype), np.zeros((ROWS, wide_e), dtype), np.empty(e, dtype)
     share = smoothing / dtype.type(k)
-    for block in range(start, stop):
+    for block in shared(offer(work)):
         first = block * ROWS
         rows = min(ROWS, n - first)
         load_block(a_block, hidden, hidden[2], hidden[3], rows_at(hidden, first), rows, e)
@@ -157,14 +158,14 @@ def linear_backward_hidden(start, stop, sizes, hidden, weight, labels, smoothing
 
 
 @jit
-def linear_backward_weight(start, stop, sizes, hidden, weight, labels, smoothing, statistics, grad_rows, grad_weight):
+def linear_backward_weight(work, sizes, hidden, weight, labels, smoothing, statistics, grad_rows, grad_weight):
     n, k, e = sizes
     dtype = grad_rows.dtype
     wide_k, wide_e = wide(grad_rows, COLUMNS), wide(grad_rows, e)
     a_block, b_block = np.zeros((ROWS, wide_e), dtype), np.zeros((e, wide_k), dtype)
     logits, total, line = np.zeros((ROWS, wide_k), dtype), np.zeros((COLUMNS, wide_e), dtype), np.empty(e, dtype)
     share = smoothing / dtype.type(k)
-    for block in range(start, stop):
+    for block in shared(offer(work)):
         first_column = block * COLUMNS
         columns = min(COLUMNS, k - first_column)
         load_block_transposed(b_block, line, weight, weight[2], weight[3], rows_at(weight, first_column), columns, e)

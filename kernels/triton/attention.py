@@ -46,10 +46,56 @@ def attention_forward(
     Raises:
         ValueError: d or e is so long that no tile of it fits the GPU.
     """
+    out = query.new_empty((*query.shape[:3], value.shape[3]))
+    options = dict(mask=mask, bias=bias, causal=causal, key_lengths=key_lengths)
+    lse, scale = _attend(query, key, value, out, scale, **options)
+    saved = query, key, value, bias, mask, key_lengths, out, lse, causal, scale
+    return ((out, lse) if return_lse else out), saved
+
+
+def attention_backward(saved, grad_out, grad_lse=None):
+    """Gradients for query, key, value and bias (None where no bias was given)."""
+    gradients = tuple(x.new_empty(x.shape) for x in saved[:3])
+    return *gradients, _differentiate(saved, grad_out, grad_lse, gradients)
+
+
+def qkv_attention(qkv, *, causal=False, key_lengths=None, scale=None):
+    """Attention from the packed projection, b n 3 h d -> b n h d, read and written where it lies."""
+    return qkv_attention_forward(qkv, causal=causal, key_lengths=key_lengths, scale=scale)[0]
+
+
+def qkv_attention_forward(qkv, *, causal=False, key_lengths=None, scale=None):
+    """``qkv_attention`` and (qkv, key_lengths, out, lse, causal, scale).
+
+    Raises:
+        ValueError: d is so long that no tile of it fits the GPU.
+    """
+    b, n, _, h, d = qkv.shape
+    out = qkv.new_empty((b, n, h, d))
+    lse, scale = _attend(*_three(qkv), out.transpose(1, 2), scale, causal=causal, key_lengths=key_lengths)
+    return out, (qkv, key_lengths, out, lse, causal, scale)
+
+
+def qkv_attention_backward(saved, grad_out):
+    """The gradient for qkv, (b, n, 3, h, d), in a tuple of one."""
+    qkv, key_lengths, out, lse, causal, scale = saved
+    grad_qkv = qkv.new_empty(qkv.shape)
+    whole = *_three(qkv), None, None, key_lengths, out.transpose(1, 2), lse, causal, scale
+    _differentiate(whole, grad_out.transpose(1, 2), None, _three(grad_qkv))
+    return (grad_qkv,)
+
+
+def _three(qkv):
+    """Query, key and value as views b h n d of the packed form."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+def _attend(query, key, value, out, scale, *, mask=None, bias=None, causal=False, key_lengths=None):
+    """Write ``out`` (b, h, t, e), of any strides; (lse, scale)."""
     (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
     tiles = _tiles(query, value)
     scale = d**-0.5 if scale is None else float(scale)
-    out = query.new_empty((b, h, t, e))
     lse = query.new_empty((b, h, t), dtype=core_dtype(query.dtype))
     extras = describe(mask, (b, h, t, s)), describe(bias, (b, h, t, s)), describe(key_lengths)
     if lse.numel():
@@ -58,16 +104,15 @@ def attention_forward(
                 describe(query), describe(key), describe(value), *extras, describe(out), describe(lse),
                 double_bits(scale), h, t, s, d, e, CAUSAL=causal, **tiles, **types(query.dtype), **FUSION,
             )  # fmt: skip
-    saved = query, key, value, bias, mask, key_lengths, out, lse, causal, scale
-    return ((out, lse) if return_lse else out), saved
+    return lse, scale
 
 
-def attention_backward(saved, grad_out, grad_lse=None):
-    """Gradients for query, key, value and bias (None where no bias was given)."""
+def _differentiate(saved, grad_out, grad_lse, gradients):
+    """Write the gradients for query, key and value, of any strides; return that for bias, None where there is none."""
     query, key, value, bias, mask, key_lengths, out, lse, causal, scale = saved
+    grad_query, grad_key, grad_value = map(describe, gradients)
     (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
     tiles = _tiles(query, value)
-    grad_query, grad_key, grad_value = (x.new_empty(x.shape) for x in (query, key, value))
     row_sums = torch.empty_like(lse)
     # tiles that no query of theirs may see are not visited, so not written
     grad_scores = None if bias is None else lse.new_zeros((b, h, t, s))
@@ -79,15 +124,14 @@ def attention_backward(saved, grad_out, grad_lse=None):
         if lse.numel():
             _backward_queries[(b * h * triton.cdiv(t, tiles["BLOCK_T"]),)](
                 *arrays, *extras, describe(out), describe(lse), describe(grad_out), describe(grad_lse),
-                describe(row_sums), describe(grad_query), describe(grad_scores), *sizes, **options,
+                describe(row_sums), grad_query, describe(grad_scores), *sizes, **options,
             )  # fmt: skip
         if b * h * s:
             _backward_keys[(b * h * triton.cdiv(s, tiles["BLOCK_S"]),)](
-                *arrays, *extras, describe(lse), describe(grad_out), describe(row_sums), describe(grad_key),
-                describe(grad_value), *sizes, **options,
+                *arrays, *extras, describe(lse), describe(grad_out), describe(row_sums), grad_key, grad_value,
+                *sizes, **options,
             )  # fmt: skip
-    grad_bias = None if bias is None or grad_scores is None else grad_scores.sum_to_size(bias.shape).to(bias.dtype)
-    return grad_query, grad_key, grad_value, grad_bias
+    return None if bias is None or grad_scores is None else grad_scores.sum_to_size(bias.shape).to(bias.dtype)
 
 
 def _tiles(query, value):

@@ -87,6 +87,32 @@ def store_row(x, i_b, i_h, i_row, rows, b_x):
 
 
 @triton.jit
+def load_tile(x, i_row, i_column, rows, columns):
+    """A block of a matrix, 0 at and beyond ``rows`` and ``columns``; the indices are as in ``load_block``."""
+    m_inside = (i_row < rows) & (i_column < columns)
+    return tl.load(x[0] + i_row * x[1] + i_column * x[2], mask=m_inside, other=0)
+
+
+@triton.jit
+def store_tile(x, i_row, i_column, rows, columns, b_x):
+    """Write what of ``b_x`` lies inside ``rows`` and ``columns``, rounded to the dtype of ``x``."""
+    m_inside = (i_row < rows) & (i_column < columns)
+    tl.store(x[0] + i_row * x[1] + i_column * x[2], b_x.to(x[0].dtype.element_ty), mask=m_inside)
+
+
+@triton.jit
+def load_vector(x, i, n):
+    """A block of a vector, 0 at and beyond ``n``."""
+    return tl.load(x[0] + i * x[1], mask=i < n, other=0)
+
+
+@triton.jit
+def store_vector(x, i, n, b_x):
+    """Write what of ``b_x`` lies inside ``n``, rounded to the dtype of ``x``."""
+    tl.store(x[0] + i * x[1], b_x.to(x[0].dtype.element_ty), mask=i < n)
+
+
+@triton.jit
 def product(a, b, CORE: tl.constexpr, PRODUCT: tl.constexpr):
     """a b, with operands rounded to PRODUCT and sums in CORE (float32 stays float32, never tf32)."""
     return tl.dot(a.to(PRODUCT), b.to(PRODUCT), out_dtype=CORE, input_precision="ieee")

@@ -1,0 +1,94 @@
+"""Contrastive losses of many pairs: judged in rows against sums over all, which agree with the definition."""
+
+import numpy as np
+import pytest
+
+from saccade.bench import cases, judging, pairs
+from saccade.bench.problem import Problem
+from saccade.bench.providers import provider
+from saccade.testing import gate
+
+LOSSES = ("clip_loss", "siglip_loss")
+
+
+def drawn(operation, n=1100, e=24, dtype="float32"):
+    """A case with gradients, its inputs and the part that is judged."""
+    one = cases.Case(operation, {"n": n, "e": e}, dtype, gradients=True)
+    arguments, options = one.inputs(0)
+    cotangents = gate.draw_cotangents((np.ones((), arguments[2].dtype),), 0)
+    sums = pairs.sums_of(operation, arguments)
+    part = judging.part_of_pairs(one, arguments, options, cotangents, np.random.default_rng(0), sums)
+    return one, arguments, cotangents, part
+
+
+@pytest.mark.parametrize("operation", LOSSES)
+def test_the_truth_is_the_definitions(operation):
+    _, arguments, cotangents, part = drawn(operation, n=200)
+    wide = gate.Standard(operation, arguments, {}, cotangents)
+    for mine, its in zip(part.standard.outputs, wide.outputs, strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-12)
+    for mine, its in zip(part.standard.gradients, part.gradients(wide.gradients), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("operation", LOSSES)
+def test_what_is_right_passes_and_what_is_wrong_fails(operation, dtype):
+    one, arguments, cotangents, part = drawn(operation, dtype=dtype)
+    assert judging.is_large(one)
+    problem = Problem(operation, arguments, {}, cotangents)
+    forward, backward = provider("saccade")(problem)
+    problem.fill(part.whole_arguments, part.whole_cotangents)
+    assert {x.verdict for x in judging.judge_case(problem, part, forward, backward)} == {"PASS"}
+    loss, gradients = forward(), backward()
+
+    def verdicts(loss, gradients):
+        return {x.verdict for x in judging.judge_case(problem, part, lambda: loss, lambda: gradients)}
+
+    some = slice(0, 40)  # two runs of the 64 that a row is taken of
+    for i, gradient in enumerate(gradients):
+        bad = np.array(gradient)
+        bad[some if bad.ndim else ...] *= bad.dtype.type(1.1)
+        assert "FAIL" in verdicts(loss, (*gradients[:i], bad, *gradients[i + 1 :])), i
+    assert "FAIL" in verdicts(loss * loss.dtype.type(1.01), gradients)
+
+
+@pytest.mark.parametrize("operation", LOSSES)
+def test_sums_left_out_of_a_block_are_found(operation):
+    one, arguments, cotangents, part = drawn(operation)
+    problem = Problem(operation, arguments, {}, cotangents)
+    provider("saccade")(problem)  # which takes its inputs
+    problem.fill(part.whole_arguments, part.whole_cotangents)
+    images, texts, *factors = arguments
+    fewer = texts[:-64]  # a kernel that forgets its last block of texts: no negatives, and no gradient of theirs
+    other = Problem(operation, (images[:-64], fewer, *factors), {}, cotangents)
+    forward, backward = provider("saccade")(other)
+    filled = [np.concatenate([x, np.zeros((64, x.shape[1]), x.dtype)]) for x in backward()[:2]]
+    judged = judging.judge_case(problem, part, forward, lambda: (*filled, *backward()[2:]))
+    assert [x.verdict for x in judged].count("FAIL") >= 3
+
+
+@pytest.mark.parametrize("operation", LOSSES)
+def test_sums_of_float32_products_are_as_good_as_the_allowance_asks(operation, monkeypatch):
+    _, arguments, cotangents, _ = drawn(operation, n=1500, e=512)
+    monkeypatch.setattr(pairs, "WIDE", 0)
+    sums = pairs.sums_of(operation, arguments)
+    at = (np.arange(0, 1500, 25),) * 2
+    narrow = pairs.Standard(operation, arguments, cotangents, at, sums)
+    monkeypatch.undo()
+    wide = pairs.Standard(operation, arguments, cotangents, at, pairs.sums_of(operation, arguments))
+    for mine, its, ordinary in zip(
+        (*narrow.outputs, *narrow.gradients), (*wide.outputs, *wide.gradients),
+        zip(*((*outputs, *gradients) for outputs, gradients in wide._ordinary), strict=True), strict=True,
+    ):  # fmt: skip
+        allowed = 2 * max(np.abs(np.asarray(one, np.float64) - its).max() for one in ordinary)
+        assert np.abs(mine - its).max() < 0.1 * allowed
+
+
+def test_sums_are_kept_for_the_next_who_asks(tmp_path):
+    arguments, _ = cases.case("clip_loss", 50, 8).inputs(0)
+    first = pairs.sums_of("clip_loss", arguments, tmp_path / "sums.npz")
+    again = pairs.sums_of("clip_loss", (), tmp_path / "sums.npz")
+    np.testing.assert_array_equal(first[0].rows, again[0].rows)
+    assert first[1].keys() == again[1].keys()
+    assert not pairs.judgeable("float64")
