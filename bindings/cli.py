@@ -1,11 +1,12 @@
 """The command line: one function for each command; the recipes' are in ``recipes.commands``."""
 
-import contextlib
 import importlib.util
 import json
 import sys
 import tomllib
 from pathlib import Path
+
+from saccade.recipes.progress import one_sentence
 
 DEMO_NEEDS = ("torch", "skimage", "sklearn", "scipy", "PIL", "matplotlib", "regex", "hypothesis")
 
@@ -174,7 +175,7 @@ def picture_commands(app, typer):
         out: Path = typer.Option(None, help="Draw the picture and its labels in this PNG file."),
     ):
         """The likeliest classes of a picture, by a ViT's classifier or by a CLIP's texts."""
-        with _said_in_one_sentence("classify"):
+        with one_sentence("saccade classify"):
             from saccade.recipes import console
 
             console.classify(picture, model, variant, labels, top, out)
@@ -187,7 +188,7 @@ def picture_commands(app, typer):
         variant: str = typer.Option(None, help=variant_help),
     ):
         """The embeddings of all pictures in a folder."""
-        with _said_in_one_sentence("embed"):
+        with one_sentence("saccade embed"):
             from saccade.recipes import console
 
             console.embed(folder, model, variant, out)
@@ -202,19 +203,10 @@ def picture_commands(app, typer):
         sheet: Path = typer.Option(Path("contact-sheet.png"), help="Draw them in this PNG file."),
     ):
         """The pictures nearest to a text, as a list and a contact sheet."""
-        with _said_in_one_sentence("search"):
+        with one_sentence("saccade search"):
             from saccade.recipes import console
 
             console.search(embeddings, text, model, variant, top, sheet)
-
-
-@contextlib.contextmanager
-def _said_in_one_sentence(command):
-    """End with the message of an error that the user can do something about."""
-    try:
-        yield
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"saccade {command}: {error}")
 
 
 def _cases(operation, suite, sizes, causal, dtypes, gradients):

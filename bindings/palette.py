@@ -52,7 +52,7 @@ class Palette:
 
     @classmethod
     def fit_histogram(cls, histogram, colors=512, *, initial=None, iterations=100, seed=0):
-        """As ``fit``, from the pixels counted in a histogram: of more pictures than are at hand at a time.
+        """As ``fit``, from pixels that ``count_colors`` counted: of more pictures than are at hand at a time.
 
         Histograms may be added, also those of several machines: the palette is that of all pixels, bit for bit.
         """
@@ -124,12 +124,12 @@ class Palette:
 
 def count_colors(images, histogram=None):
     """Add every pixel of uint8 (…, 3) to ``histogram``, (2²⁴,) int64 by 24-bit value; a new one if None."""
+    from saccade.kernels.numba import palette as kernels
+
     histogram = np.zeros(1 << 24, np.int64) if histogram is None else histogram
     if histogram.shape != (1 << 24,) or histogram.dtype != np.int64:
         raise ValueError(f"count_colors: histogram {histogram.dtype} {histogram.shape}, expected int64 ({1 << 24},)")
-    from saccade.kernels.numba import palette as kernels
-
-    return kernels.count_colors(_checked_images("Palette.fit", images, kept=()), histogram)
+    return kernels.count_colors(_checked_images("count_colors", images, kept=()), histogram)
 
 
 def _kernels_of(images):

@@ -33,9 +33,9 @@ def write_models(folder):
         np.savez(folder / f"{name}.npz", images=images.astype(np.uint8), labels=labels, classes=COLORS)
     palette = Palette(rng.uniform(0, 255, (12, 3)))
     pixels = imagegpt.ImageGPTConfig(**TOWER, colors=12, length=16)
-    saved.save(shaken(ImageGPT(pixels)), folder / "pixels", palette=palette.centers.tolist())
+    saved.save(shaken(ImageGPT(pixels)), folder / "pixels", palette=palette)
     masked = replace(pixels, objective="masked", causal=None)
-    saved.save(shaken(ImageGPT(masked)), folder / "masked", palette=palette.centers.tolist())
+    saved.save(shaken(ImageGPT(masked)), folder / "masked", palette=palette)
     for pooling in ("token", "mean", "map"):
         config = vit.ViTConfig(**TOWER, image_size=8, patch_size=4, classes=3, pooling=pooling, representation=6)
         saved.save(shaken(ViT(config)), folder / pooling, classes=COLORS)

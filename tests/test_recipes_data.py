@@ -68,14 +68,12 @@ def test_folders_are_classes(folder):
     assert open_source(folder).classes is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "16 bits"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
 def test_a_broken_picture_is_skipped_counted_and_named(folder, damage):
     file = folder / "cat" / "b.png"
     noise = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)).save(noise, "png")
-    deep = io.BytesIO()
-    Image.fromarray(np.full((4, 4), 9000, np.uint16)).save(deep, "png")
-    contents = {"cut": noise.getvalue()[:2000], "empty": b"", "text": b"hello", "16 bits": deep.getvalue()}
+    contents = {"cut": noise.getvalue()[:2000], "empty": b"", "text": b"hello"}
     file.write_bytes(contents[damage])
     levels, broken = read_all(Folder(folder))
     assert levels == [30, 10] and list(broken) == [str(file)] and broken[str(file)]

@@ -9,7 +9,6 @@ from recipe_models import write_models
 from test_cli import invoke
 
 from saccade.models import imagegpt, vit
-from saccade.palette import Palette
 from saccade.recipes import finetune, saved
 from saccade.recipes.data import Arrays
 from saccade.torch import ImageGPT, ViT
@@ -76,7 +75,7 @@ def test_joint_loss_by_hand(folder):
     model = ImageGPT(imagegpt.ImageGPTConfig(width=8, depth=1, heads=2, colors=12, length=16, classes=3)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
-    palette = Palette(saved.load(folder / "pixels")[1]["palette"])
+    palette = saved.load(folder / "pixels")[1]["palette"]
     objective, source = finetune.Joint(model, palette, ["a", "b", "c"]), Arrays(folder / "test.npz")
     batch = [objective.prepare(source.read(i), np.random.default_rng(i)) for i in range(4)]
     tokens, labels = (torch.from_numpy(np.stack(x)) for x in zip(*batch, strict=True))
@@ -85,7 +84,17 @@ def test_joint_loss_by_hand(folder):
 
 
 def test_the_command(folder, tmp_path):
-    command = ["finetune", folder / "token", folder / "train.npz", "--steps", 1, "--batch", 4, "--device", "cpu"]
+    command = [
+        "finetune",
+        folder / "token",
+        folder / "train.npz",
+        "--steps",
+        1,
+        "--batch",
+        4,
+        "--device",
+        "cpu",
+    ]
     done = invoke(*command, "--out", tmp_path / "run", "--image-size", 12)
     assert done.exit_code == 0 and "step 1: ends" in done.output, done.output
     assert "Example: saccade finetune" in invoke("finetune", "--help").output

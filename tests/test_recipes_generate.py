@@ -6,7 +6,6 @@ from PIL import Image
 from recipe_models import write_models
 from test_cli import invoke
 
-from saccade.palette import Palette
 from saccade.recipes import generate, saved
 from saccade.recipes.cuts import central
 from saccade.recipes.data import Arrays
@@ -29,9 +28,15 @@ def test_pictures_from_nothing(folder, tmp_path):
 
 def test_completions_keep_what_was_given(folder, tmp_path):
     found = generate.run(
-        folder / "pixels", tmp_path / "a.png", count=3, complete=folder / "test.npz", given=0.5, draws=2, device="cpu"
+        folder / "pixels",
+        tmp_path / "a.png",
+        count=3,
+        complete=folder / "test.npz",
+        given=0.5,
+        draws=2,
+        device="cpu",
     )
-    palette, source = Palette(saved.load(folder / "pixels")[1]["palette"]), Arrays(folder / "test.npz")
+    palette, source = saved.load(folder / "pixels")[1]["palette"], Arrays(folder / "test.npz")
     truth = palette.encode(np.stack([central(source.read(i).picture, 4) for i in range(3)]))
     assert found.shape == (2, 3, 4, 4) and (found[:, :, :2] == truth[:, :2]).all()
     assert not np.array_equal(found[0], found[1])
@@ -48,7 +53,16 @@ def test_side_by_side_by_hand():
 
 def test_the_command(folder, tmp_path):
     done = invoke(
-        "generate", folder / "pixels", "--out", tmp_path / "a.png", "--count", 2, "--top-k", 3, "--top-p", 0.9
+        "generate",
+        folder / "pixels",
+        "--out",
+        tmp_path / "a.png",
+        "--count",
+        2,
+        "--top-k",
+        3,
+        "--top-p",
+        0.9,
     )
     assert done.exit_code == 0 and (tmp_path / "a.png").exists(), done.output
     assert "Example: saccade generate" in invoke("generate", "--help").output

@@ -281,18 +281,18 @@ def _evaluate(app):
             options = dict(prompts=prompts, names=called, workers=workers, device=device)
             _keep(json_file, zeroshot.run(model, source, **options))
 
-    @app.command(epilog="Example: saccade retrieve run/model.safetensors captions.csv")
-    def retrieve(
+    @app.command(epilog="Example: saccade recall run/model.safetensors captions.csv")
+    def recall(
         model: Path = MODEL,
         source: str = typer.Argument(help=SOURCE + " It must have captions."),
         top: list[int] = typer.Option([1, 5, 10], help="Among so many best; may be repeated."),
         workers: int = WORKERS, device: str = DEVICE, json_file: Path = JSON,
     ):  # fmt: skip
         """Find the caption of each picture and the picture of each caption: recall among the best k."""
-        with one_sentence("saccade retrieve"):
-            from saccade.recipes import retrieve
+        with one_sentence("saccade recall"):
+            from saccade.recipes import recall as recipe
 
-            _keep(json_file, retrieve.run(model, source, top=top, workers=workers, device=device))
+            _keep(json_file, recipe.run(model, source, top=top, workers=workers, device=device))
 
     @app.command(epilog="Example: saccade probe run/model.safetensors train test --picture layers.png")
     def probe(

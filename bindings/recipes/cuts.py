@@ -1,9 +1,10 @@
 """Pictures read from files and cut to a model's size, as the papers cut theirs. Pictures are uint8 (h, w, 3)."""
 
-import io
 import math
 
 import numpy as np
+
+from saccade import images
 
 try:
     from PIL import Image
@@ -22,13 +23,12 @@ class Broken(Exception):
 
 
 def read_picture(source, name):
-    """The picture in a file or in bytes; ``Broken`` with ``name`` if it cannot be read whole."""
+    """``saccade.images.decode`` of a file or of bytes; ``Broken`` with ``name`` if there is no whole picture."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"pixels of kind {image.mode}, expected 8 bits a channel")
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # damaged files fail in as many ways as there are formats; none may end a run
+        return images.decode(source)
+    except ValueError as error:
+        raise Broken(name, str(error).removeprefix(f"{source}: ")) from None
+    except OSError as error:
         raise Broken(name, f"{type(error).__name__}: {error}") from None
 
 

@@ -10,7 +10,6 @@ from rich.console import Console
 import saccade
 from saccade.models import imagegpt, vit
 from saccade.models.resnet import ResNetConfig
-from saccade.palette import Palette
 from saccade.recipes import saved
 from saccade.recipes.cuts import Broken, central, stretched
 from saccade.recipes.data import open_source
@@ -42,7 +41,7 @@ class Extractor:
         self.tower = getattr(self.model, "image", self.model)
         self.config = self.tower.config
         if self.is_imagegpt:
-            self.palette = Palette(self.facts["palette"])
+            self.palette = self.facts["palette"]
         only_last = isinstance(self.config, ResNetConfig)
         self.layers = [self.config.depth] if only_last else list(range(self.config.depth + 1))
 

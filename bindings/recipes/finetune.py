@@ -9,7 +9,6 @@ import numpy as np
 
 import saccade
 from saccade.models import imagegpt, initialization, vit
-from saccade.palette import Palette
 from saccade.recipes import saved
 from saccade.recipes.cuts import Broken
 from saccade.recipes.data import open_source
@@ -86,7 +85,7 @@ def run(
         if image_size is not None:
             raise ValueError("an ImageGPT is fine-tuned at its own image size")
         module = with_head(base, imagegpt, dict(classes=len(pictures.classes)), "classifier")
-        objective, how = Joint(module, Palette(facts["palette"]), pictures.classes), IMAGEGPT
+        objective, how = Joint(module, facts["palette"], pictures.classes), IMAGEGPT
     else:
         tower = base.image if isinstance(base, CLIP) else base
         if not isinstance(tower, ViT):

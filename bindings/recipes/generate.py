@@ -7,7 +7,6 @@ import torch
 from rich.console import Console
 
 from saccade.files import replacing
-from saccade.palette import Palette
 from saccade.recipes import saved
 from saccade.recipes.cuts import Image, central
 from saccade.recipes.data import open_source
@@ -45,7 +44,7 @@ def run(
         raise ValueError(f"{model} is no autoregressive ImageGPT, which alone can draw")
     if count < 1 or draws < 1 or not 0 <= given < 1:
         raise ValueError(f"{count=}, {draws=}, {given=}, expected at least 1 of each and a share below 1")
-    drawer, palette = drawer.to(device), Palette(facts["palette"])
+    drawer, palette = drawer.to(device), facts["palette"]
     side = round(drawer.config.length**0.5)
     generator = torch.Generator(device).manual_seed(seed)
     truth = None if complete is None else _tokens(open_source(complete), count, side, palette, console)

@@ -56,7 +56,7 @@ class Pixels(Objective):
         return self.model.loss(tokens, mask)
 
     def facts(self):
-        return {"palette": self.palette.centers.tolist()}
+        return {"palette": self.palette}
 
 
 def run(

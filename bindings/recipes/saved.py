@@ -1,63 +1,44 @@
-"""Trained models in files: safetensors with the kind of model and its configuration as metadata."""
+"""Trained models in files: a checkpoint of ours, with what a recipe knows of it in a JSON file beside it."""
 
 import json
-from dataclasses import asdict, is_dataclass
+from pathlib import Path
 
+import numpy as np
+
+import saccade.torch
+from saccade import models
 from saccade.files import replacing
-from saccade.models import clip, imagegpt, resnet, vit
-
-MODELS = {"ViT": vit, "ImageGPT": imagegpt, "CLIP": clip}
-CONFIGS = {
-    config.__name__: config
-    for config in (vit.ViTConfig, imagegpt.ImageGPTConfig, clip.CLIPConfig, clip.TextConfig, resnet.ResNetConfig)
-}
+from saccade.models.clip import CLIPConfig
+from saccade.models.imagegpt import ImageGPTConfig
 
 
-def save(model, path, **facts):
-    """Write a module of ``saccade.torch`` under ``path``, and facts about it that JSON can hold."""
-    from safetensors.numpy import save as packed
+def save(model, path, *, palette=None, **facts):
+    """Write a module of ``saccade.torch`` under ``path``, a .safetensors, and beside it the facts and the palette.
 
-    metadata = {"model": type(model).__name__, "config": json.dumps(as_json(model.config)), "facts": json.dumps(facts)}
-    with replacing(path) as file:
-        file.write(packed(model.numpy_parameters(), metadata))
+    ``saccade.models.load`` reads the model alone, ``load_palette`` the palette.
+    """
+    models.save(path, model.numpy_parameters(), model.config)
+    if palette is not None:
+        palette.save(Path(path).parent / "kmeans_centers.npy")
+    with replacing(_beside(path)) as file:
+        file.write(json.dumps(facts).encode())
 
 
 def load(path):
-    """(the module that ``save`` wrote, in evaluation mode, the facts)."""
-    from safetensors import SafetensorError, safe_open
+    """(the module of a checkpoint, in evaluation mode and float32; the facts, none if there is no file of them).
 
-    import saccade.torch
-
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            names = file.keys()
-            parameters = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
-    kind = metadata.get("model")
-    if kind not in MODELS:
-        raise ValueError(f"{path} says nothing of its model, expected a file that a recipe wrote")
-    config = from_json(json.loads(metadata["config"]))
-    order = {name: i for i, name in enumerate(MODELS[kind].layout(config))}  # a file has its own
-    parameters = dict(sorted(parameters.items(), key=lambda item: order.get(item[0], len(order))))
-    return getattr(saccade.torch, kind)(config, parameters=parameters).eval(), json.loads(metadata["facts"])
+    Any checkpoint that ``saccade.models.load`` reads will do; an ImageGPT's facts have its palette.
+    """
+    parameters, config = models.load(path, dtype=np.float32)
+    kinds = {CLIPConfig: saccade.torch.CLIP, ImageGPTConfig: saccade.torch.ImageGPT}
+    beside = _beside(path)
+    facts = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    if isinstance(config, ImageGPTConfig):
+        facts["palette"] = models.load_palette(path)
+    return kinds.get(type(config), saccade.torch.ViT)(config, parameters=parameters).eval(), facts
 
 
-def as_json(config):
-    """A configuration as plain dictionaries, each with its class."""
-    fields = {field: getattr(config, field) for field in asdict(config)}
-    own = {name: as_json(value) if is_dataclass(value) else value for name, value in fields.items()}
-    return {"class": type(config).__name__, **own}
-
-
-def from_json(fields):
-    """The configuration that ``as_json`` took apart."""
-    values = dict(fields)
-    config = CONFIGS[values.pop("class")]
-    for name, value in values.items():
-        if isinstance(value, dict):
-            values[name] = from_json(value)
-        elif isinstance(value, list):
-            values[name] = tuple(value)
-    return config(**values)
+def _beside(path):
+    """The file of facts of a checkpoint."""
+    path = Path(path)
+    return path / "model.json" if path.is_dir() else path.with_suffix(".json")

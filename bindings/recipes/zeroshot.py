@@ -120,5 +120,5 @@ def clip_of(path, device):
     clip, facts = saved.load(path)
     if not isinstance(clip, CLIP):
         raise ValueError(f"{path} is a {type(clip).__name__}, expected a CLIP")
-    tokenizer, context = tokenizer_of(facts["tokenizer"]), clip.config.text.context
+    tokenizer, context = tokenizer_of(facts.get("tokenizer", "clip")), clip.config.text.context
     return clip.to(device), lambda texts: torch.from_numpy(tokenizer.tokenize(texts, context, True).astype(np.int64))

@@ -1,4 +1,4 @@
-"""``saccade retrieve``: find the caption of each picture, and the picture of each caption, among all of a source."""
+"""``saccade recall``: find the caption of each picture, and the picture of each caption, among all of a source."""
 
 import numpy as np
 import torch
