@@ -46,6 +46,7 @@ def present(results, *, out=None, json_file=None, base=None):
     if out is not None:
         write(Path(out, "results.json"), json.dumps(results, indent=1))
         write(Path(out, "table.md"), report.markdown(results))
+        write(Path(out, "summary.md"), report.summary(results))
         write(Path(out, "index.html"), report.html(results))
         console.print(f"{Path(out, 'index.html')}")
     slower = report.regressions(results, read(base)) if base is not None else []

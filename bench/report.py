@@ -61,6 +61,30 @@ def markdown(results):
     return "\n".join([*textwrap.wrap(conditions(results), 120), "", *lines, ""])
 
 
+def summary(results, provider="saccade"):
+    """A short table for a README: for each operation the ratios of a provider to the base, with a warm cache."""
+    lines = [
+        "| operation | cases | compared with | times as fast | share of the machine's limit |",
+        "|---|---|---|---|---|",
+    ]
+    groups = {}
+    for row in results["rows"]:
+        if row["provider"] == provider:
+            groups.setdefault((row["operation"], row["dtype"], row["gradients"], row["base"]), []).append(row)
+    for (operation, dtype, gradients, base), rows in groups.items():
+        timed = [row for row in rows if row["verdict"] == "PASS" and row.get("ratio") and base != provider]
+        what = f"`{operation}`, {dtype}" + ", with gradients" * gradients
+        if not timed:
+            lines.append(f"| {what} | 0 of {len(rows)} | `{base}` | no time | |")
+            continue
+        ratios = [row["ratio"]["warm"]["median"] for row in timed]
+        shares = [100 * row["share of limit"] for row in timed]
+        cases = str(len(rows)) if len(timed) == len(rows) else f"{len(timed)} of {len(rows)}"
+        said_ratio = f"{np.exp(np.mean(np.log(ratios))):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        lines.append(f"| {what} | {cases} | `{base}` | {said_ratio} | {min(shares):.0f} to {max(shares):.0f} % |")
+    return "\n".join([*lines, ""])
+
+
 def show(results, console):
     """Tables on a terminal, one a case."""
     from rich.table import Table

@@ -101,7 +101,7 @@ def _application(typer):
         seconds: float = typer.Option(1.0, help="Of timing for a row, at least."),
         threads: int = typer.Option(None, help="For every provider; all processors if not given."),
         seed: int = typer.Option(0, help="Seed of everything that is drawn."),
-        out: Path = typer.Option(None, help="Folder for index.html, table.md and results.json."),
+        out: Path = typer.Option(None, help="Folder for index.html, table.md, summary.md and results.json."),
         json_file: Path = typer.Option(None, "--json", help="Write the results with every sample to this file."),
         base: Path = typer.Option(None, help="Results of an earlier run: exit status 1 if something is slower now."),
         replay: Path = typer.Option(None, help="Show, write and compare these results instead of running."),
