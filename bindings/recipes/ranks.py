@@ -68,6 +68,8 @@ def joined(device=None):
     try:
         if distributed.is_initialized():
             yield Ranks(distributed.get_rank(), distributed.get_world_size(), mine)
+            if made:
+                distributed.barrier()  # whoever left first would close connections that others still use
         else:
             yield Ranks(0, 1, mine)
     finally:
