@@ -4,6 +4,8 @@ CI takes 3 seeds each; ``HYPOTHESIS_PROFILE=nightly`` takes 30.
 """
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -113,6 +115,26 @@ def test_peers_pass_within_their_claims(name, seed):
     claims = replace(claims, dtypes=DTYPES[name], **NARROWER.get(name, {}))
     report = check(function, operation, arrays=arrays, claims=claims, budget=SECONDS, seed=seed)
     assert not report.failures, report
+
+
+def test_signals_are_handled_after_graph_runtimes():
+    """In a process of its own, which would be killed."""
+    program = """
+import faulthandler, gc, signal
+import numpy as np
+from saccade.testing.peers import peer
+faulthandler.enable()  # handlers run on a stack of their own
+functions = [peer(name)[0] for name in ("openvino-gelu", "openvino-layer-norm", "onnxruntime-gelu")]
+ones = np.ones((3, 4), np.float32)
+functions[0](ones), functions[1](ones, ones[0]), functions[2](ones)
+while functions:
+    del functions[0]
+    gc.collect()
+    signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+    signal.raise_signal(signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert done.stdout == "handled\n" * 3 and done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", FOUND)

@@ -66,6 +66,10 @@ def openvino(name):
     import openvino as vino
     from openvino import opset13 as graph
 
+    # Its processor plug-in gives the calling thread a signal stack, and takes it away with the last user of a core. Of
+    # two cores the later may put back the stack that went with the earlier: the next signal then kills the process.
+    core = vars(vino).setdefault("kept_core", vino.Core())
+
     def attention(query, key, value, causal=False, scale=None):
         # separate products and softmax, which it fuses: faster than its own attention operator
         (t, d), s = tuple(query.shape)[2:], tuple(key.shape)[2]
@@ -98,7 +102,7 @@ def openvino(name):
         threads = int(os.environ.get("OMP_NUM_THREADS", 0))
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": kind_of(dtype)}
         model = vino.Model([out], inputs, name)  # pyright: ignore[reportGeneralTypeIssues]
-        compiled = vino.Core().compile_model(model, "CPU", settings)
+        compiled = core.compile_model(model, "CPU", settings)
         return compiled.create_infer_request(), tuple(compiled.output(0).shape)
 
     def shared(x):
