@@ -12,7 +12,8 @@ What is kept of each row (or column) with a logit of its own, s the sign of the 
 
 so that weights are exp(|scale| (s product − TOP) − EXCESS), differences of products first: a log-sum-exp in the
 hundreds has no digits left for them. Its own logit is left out of sums and added by expm1, and its weight less 1 is
-expm1(−LOSS): both keep their digits where a row is all but certain.
+expm1(−LOSS): both keep their digits where a row is all but certain. Both passes take products by the same tiles, so
+that they are the same bit for bit: a weight of 1 would else be off by what rounding changed in its logit.
 """
 
 from typing import Any
@@ -27,12 +28,16 @@ from saccade.kernels.triton.products import multiply, tile_at, tile_of_product, 
 # Bytes of partial statistics, and of a panel of gradients of logits.
 STATISTICS_BYTES = 32 << 20
 PANEL_BYTES = 96 << 20
-# The tile of gradients of logits, by bytes a number: several arrays of its size are alive at once.
-GRADIENT_TILE = {2: {"ROWS": 64, "COLUMNS": 128}, 4: {"ROWS": 64, "COLUMNS": 32}, 8: {"ROWS": 32, "COLUMNS": 32}}
+# The tile of products, by bytes a number: smaller than others, since several arrays of its size are alive at once.
+TILES = {2: {"ROWS": 64, "COLUMNS": 128}, 4: {"ROWS": 64, "COLUMNS": 32}, 8: {"ROWS": 32, "COLUMNS": 32}}
 # Of rows with their own; that of products is theirs. It does not change which function is computed.
 OWN_TILE = {"ROWS": 16, "DEPTH": 128, "num_warps": 4}
 
 LOSS, TOP, EXCESS = range(3)
+
+
+def _tiles(x):
+    return {**tiles_of(x.dtype), **TILES[x.element_size()]}
 
 
 def panels(rows, bytes_of_row, most_bytes, multiple):
@@ -56,7 +61,7 @@ def own_products(a, b, labels):
 
 def statistics(a, b, scale, own, labels=None, columns=False) -> Any:
     """Statistics (3, n) of the rows, those of the columns or None, and the sums of products less their row's own."""
-    (n, e), k, tiles = a.shape, len(b), tiles_of(a.dtype)
+    (n, e), k, tiles = a.shape, len(b), _tiles(a)
     core, column_blocks = own.dtype, triton.cdiv(k, tiles["COLUMNS"])
     factor, sign = scale.abs(), torch.where(scale < 0, -1, 1).to(core)
     joined, sums, of_columns = own.new_empty((2, n)), own.new_empty(n), []
@@ -103,7 +108,7 @@ def _finite(x):
 
 def softplus_sums(a, b, scale, bias):
     """sum log(1 + exp(∓ logit)) over all pairs, − for a row's own: one number."""
-    (n, e), tiles = a.shape, tiles_of(a.dtype)
+    (n, e), tiles = a.shape, _tiles(a)
     blocks = triton.cdiv(n, tiles["ROWS"])
     parts = scale.new_empty((blocks**2, tiles["ROWS"]))
     if n:
@@ -121,8 +126,7 @@ def gradients(kind, a, b, scale, factor, bias=None, own=None, of_rows=None, of_c
 
     ``factor`` comes last, since 16-bit numbers have not the range for a mean of many. In float16, G below 3e-8 is 0.
     """
-    (n, e), k, core = a.shape, len(b), core_dtype(a.dtype)
-    tiles = {**tiles_of(a.dtype), **GRADIENT_TILE[a.element_size()]}
+    (n, e), k, core, tiles = a.shape, len(b), core_dtype(a.dtype), _tiles(a)
     labels, factors, smoothing = targets
     grad_a, total_b = a.new_empty(a.shape), b.new_zeros(b.shape, dtype=core)
     sums = total_b.new_zeros(2)
