@@ -334,7 +334,7 @@ def sigmoid_cross_entropy_inputs(draw, claims=EVERYTHING):
 
 
 @st.composite
-def clip_loss_inputs(draw, claims=EVERYTHING, most=129):
+def clip_loss_inputs(draw, claims=EVERYTHING, most=193):
     """For ``clip_loss``: logit scales from 1/1000 to beyond the usual limit of 100."""
     dtype, n, e = draw(_dtype(claims)), draw(lengths(most, least=1)), draw(st.sampled_from([8, 16, 40, 64, 8, 1]))
     pair = tuple(draw(embeddings(n, e, dtype, claims.layouts)) for _ in range(2))
@@ -342,7 +342,7 @@ def clip_loss_inputs(draw, claims=EVERYTHING, most=129):
 
 
 @st.composite
-def siglip_loss_inputs(draw, claims=EVERYTHING, most=129):
+def siglip_loss_inputs(draw, claims=EVERYTHING, most=193):
     """For ``siglip_loss``."""
     (images, texts, scale), _ = draw(clip_loss_inputs(claims, most))
     return (images, texts, scale, draw(_factor([-10.0, 0.0, 1.5], images.dtype, claims))), {}
