@@ -105,16 +105,15 @@ def _worked(task):
 
 
 def _watched(worker, journal, most):
-    """(how many calls, seconds) of the worker's burst by this process's clock, or None."""
-    start, begun, count, burst = time.perf_counter(), 0.0, 0, None
+    """(how many calls, seconds) of the fastest of the worker's bursts by this process's clock, or None."""
+    start, seen = time.perf_counter(), []
     while worker.poll() is None and time.perf_counter() - start < most:
         time.sleep(0.005)
-        lines = journal.read_text().splitlines()
-        if not begun and lines and lines[-1].startswith("burst begins"):
-            begun, count = time.perf_counter(), int(lines[-1].split()[-1])
-        if begun and burst is None and lines[-1] == "burst ends":
-            burst = count, time.perf_counter() - begun
-    return burst
+        now = time.perf_counter()
+        seen += [(now, line) for line in journal.read_text().splitlines()[len(seen) :]]
+    bursts = [(now, line) for now, line in seen if line.startswith("burst")]
+    lasted = [stop - begun for (begun, _), (stop, _) in zip(bursts[::2], bursts[1::2], strict=False)]
+    return (int(bursts[0][1].split()[-1]), min(lasted)) if lasted else None
 
 
 def _with_figures(row, machine_limits, floors, rng):

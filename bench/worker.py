@@ -23,6 +23,7 @@ from saccade.testing import gate
 from saccade.testing.subject import time_limit
 
 BURST, MOST = 0.3, 500  # seconds of calls, and how many, that the parent process takes the time of, too
+BURSTS = 3  # of which the fastest counts: other work on the machine may slow one down
 
 
 def row(task, tell):
@@ -76,10 +77,12 @@ def _raced(case, contenders, inputs, task, rng, tell):
     if late := timing.stale(mine, results):
         return {"verdict": "FAIL", "reason": f"{late} of {len(mine.seen)} timed calls had not their own results"}
     burst = int(min(MOST, 1 + BURST / max(1e-9, np.median(mine.samples["warm"]))))
-    tell(f"burst begins {burst}")
-    for _ in range(burst):
-        mine.call()
-    tell("burst ends")
+    for _ in range(BURSTS):
+        tell(f"burst begins {burst}")
+        for _ in range(burst):
+            mine.call()
+        tell("burst ends")
+        time.sleep(0.05)  # which the parent must see before the next
     flops, size = case.work()
     return {
         "verdict": "PASS", "samples": mine.samples,
