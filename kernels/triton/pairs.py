@@ -109,11 +109,11 @@ def _finite(x):
 def softplus_sums(a, b, scale, bias):
     """sum log(1 + exp(∓ logit)) over all pairs, − for a row's own: one number."""
     (n, e), tiles = a.shape, _tiles(a)
-    blocks = triton.cdiv(n, tiles["ROWS"])
-    parts = scale.new_empty((blocks**2, tiles["ROWS"]))
+    blocks = triton.cdiv(n, tiles["ROWS"]) * triton.cdiv(n, tiles["COLUMNS"])
+    parts = scale.new_empty((blocks, tiles["ROWS"]))
     if n:
         with torch.cuda.device_of(a):
-            _softplus_sums[(len(parts),)](describe(a), describe(b), scale, bias, describe(parts), n, e, **tiles)
+            _softplus_sums[(blocks,)](describe(a), describe(b), scale, bias, describe(parts), n, e, **tiles)
     return parts.sum()
 
 
