@@ -232,33 +232,32 @@ def cost_never_rises(subject, arguments, options, rng):
 
 def not_a_number(subject, arguments, options, rng):
     """Where the truth is NaN because an input is, so is the output; all else is as right as ever."""
-    planted = _planted(subject, arguments, options, rng, [np.nan])
-    if planted is None:
-        return []
-    arguments, options = planted
-    standard, _ = standard_of(subject, arguments, options, rng, gradients=False)
-    outputs, _ = run(subject, arguments, options)
-    return hold(standard, outputs, None, "With a NaN among the inputs the")
+    judged = []
+    for planted in _planted(subject, arguments, options, rng, [np.nan]):
+        standard, _ = standard_of(subject, *planted, rng, gradients=False)
+        outputs, _ = run(subject, *planted)
+        judged += hold(standard, outputs, None, "With a NaN among the inputs the")
+    return judged
 
 
 def infinities(subject, arguments, options, rng):
     """Where the truth is infinite because an input is, the output is not finite; what is finite is as right as ever."""
-    planted = _planted(subject, arguments, options, rng, [np.inf, -np.inf])
-    if planted is None:
-        return []
-    arguments, options = planted
-    standard, _ = standard_of(subject, arguments, options, rng, gradients=False)
-    outputs, _ = run(subject, arguments, options)
-    forgiven = []
-    for actual, true in zip(outputs, standard.outputs, strict=True):
-        # inf − inf and 0 · inf are NaN or not by the order of the sums: what the definition leaves open may be anything
-        open_ends = np.isnan(true) | (np.isinf(true) & ~np.isfinite(actual))
-        forgiven.append(np.where(open_ends, true.astype(actual.dtype), actual))
-    return hold(standard, tuple(forgiven), None, "With an infinity among the inputs the")
+    judged = []
+    for planted in _planted(subject, arguments, options, rng, [np.inf, -np.inf]):
+        standard, _ = standard_of(subject, *planted, rng, gradients=False)
+        outputs, _ = run(subject, *planted)
+        forgiven = []
+        for actual, true in zip(outputs, standard.outputs, strict=True):
+            # inf − inf and 0 · inf are NaN or not by the order of the sums: what the definition leaves open may be
+            # anything
+            open_ends = np.isnan(true) | (np.isinf(true) & ~np.isfinite(actual))
+            forgiven.append(np.where(open_ends, true.astype(actual.dtype), actual))
+        judged += hold(standard, tuple(forgiven), None, "With an infinity among the inputs the")
+    return judged
 
 
 def _planted(subject, arguments, options, rng, numbers):
-    """The input with one of ``numbers`` in place of one of its own, where nothing hides it; None if it has no place."""
+    """The inputs with one of ``numbers`` in place of a number of each argument, where nothing hides it."""
     operation = subject.operation
     arguments, options = _without(arguments, options, "mask", "causal", "key_lengths")
     places = [i for i, x in enumerate(arguments) if isinstance(x, np.ndarray) and x.dtype != np.uint8 and x.ndim]
@@ -270,21 +269,19 @@ def _planted(subject, arguments, options, rng, numbers):
         places = [i for i in places if i == 2]
     if operation in (*LOSSES, "conv2d"):  # padding times a weight that is not finite is a matter of taste
         places = [i for i in places if i == 0]
-    if not places:
-        return None
-    which = int(rng.choice(places))
-    x = np.array(arguments[which])
-    rows = np.arange(len(x))
-    classes = np.asarray(arguments[-1])
-    if operation in LOSSES and classes.ndim == 1 and classes.dtype.kind == "i":
-        rows = np.flatnonzero(classes != options.get("ignore_index", -100))
-    if not len(rows):
-        return None
-    at = [int(rng.choice(rows)), *(int(rng.integers(n)) for n in x.shape[1:])]
-    if operation == "qkv_attention" and numbers != [np.nan]:
-        at[2] = 2  # as above: a value
-    x[tuple(at)] = rng.choice(numbers)
-    return (*arguments[:which], x, *arguments[which + 1 :]), options
+    for which in places:
+        x = np.array(arguments[which])
+        rows = np.arange(len(x))
+        classes = np.asarray(arguments[-1])
+        if operation in LOSSES and classes.ndim == 1 and classes.dtype.kind == "i":
+            rows = np.flatnonzero(classes != options.get("ignore_index", -100))
+        if not len(rows):
+            continue
+        at = [int(rng.choice(rows)), *(int(rng.integers(n)) for n in x.shape[1:])]
+        if operation == "qkv_attention" and numbers != [np.nan]:
+            at[2] = 2  # as above: a value
+        x[tuple(at)] = rng.choice(numbers)
+        yield (*arguments[:which], x, *arguments[which + 1 :]), options
 
 
 LAWS = (
