@@ -68,7 +68,7 @@ def openvino(name):
 
     # Its processor plug-in gives the calling thread a signal stack, and takes it away with the last user of a core. Of
     # two cores the later may put back the stack that went with the earlier: the next signal then kills the process.
-    core = vars(vino).setdefault("kept_core", vino.Core())
+    core = vino.__dict__.setdefault("kept_core", vino.Core())
 
     def attention(query, key, value, causal=False, scale=None):
         # separate products and softmax, which it fuses: faster than its own attention operator
