@@ -11,12 +11,50 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+from saccade import environment
 from saccade.files import replacing
 from saccade.testing import check, explain
 from saccade.testing.peers import PEERS, peer
 from saccade.testing.subject import PALETTE
 
 COMMAND = "python -m saccade.bench.field_report"
+# what no input shows, by the package it is of
+BESIDES = {
+    "openvino": """## OpenVINO and signals
+
+Beside what inputs show: its processor plug-in gives the calling thread a signal stack. Where a process has several
+cores, the stack that is left when the last of them goes may be one that went with an earlier, and the next signal whose
+handler runs on that stack kills the process. Here peers share one core that stays.
+
+<details><summary>A program that shows it</summary>
+
+```python
+import faulthandler
+import gc
+import signal
+
+import openvino
+from openvino import opset13 as graph
+
+
+def request():
+    x = graph.parameter([4], openvino.Type.f32)
+    model = openvino.Model([graph.gelu(x, "erf")], [x], "gelu")
+    return openvino.Core().compile_model(model, "CPU").create_infer_request()
+
+
+faulthandler.enable()  # handlers run on a stack of their own
+requests = [request(), request()]
+while requests:
+    del requests[0]
+    gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)  # a segmentation fault
+```
+
+</details>
+""",
+}
 
 
 def main():
@@ -46,6 +84,8 @@ def main():
             print(name, dtype, *(one.verdict for one in reports), flush=True)
             rows.append(_row(name, dtype, reports))
             failures += [_section(name, dtype, one) for one in reports if one.failures][:1]
+    judged = {PEERS[name].package for name in arguments.peers}
+    failures += [said for package, said in BESIDES.items() if package in judged]
     with replacing(arguments.out) as file:
         file.write("\n".join([*_head(arguments), *rows, "", *failures]).encode())
 
@@ -66,7 +106,7 @@ def _head(arguments):
     return [
         "# What the oracle says of other libraries' functions on a CPU",
         "",
-        f"`{command}`, Python {platform.python_version()}, {platform.system()} {platform.machine()}.",
+        f"`{command}`, Python {platform.python_version()}, {platform.system()}, {environment.processor()['name']}.",
         "",
         "A function fails if its error on some input is more than twice that of ordinary implementations in the same",
         "dtype, which multiply what the dtype holds, add in float32 at least and round once. Many libraries store",

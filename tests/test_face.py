@@ -157,7 +157,6 @@ def _attention_sum(_=None):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:os.fork\\(\\) was called:RuntimeWarning")  # by JAX, where another test imported it
 def test_kernels_work_in_a_forked_child_and_in_threads():
     expected = _attention_sum()
     with concurrent.futures.ThreadPoolExecutor(4) as pool:

@@ -204,7 +204,7 @@ def _law(subject, law, report, seconds):
     def one(inputs, number):
         spent = time.perf_counter() - start
         if (found and spent > found[0] + SHRINKING) or (not found and spent > seconds and counts[0]):
-            return
+            raise _TimeIsUp
         arguments, options = inputs
         try:
             judged = law.holds(subject, arguments, options, np.random.default_rng(number))
@@ -229,6 +229,8 @@ def _law(subject, law, report, seconds):
         block += 1
         try:
             run()
+        except _TimeIsUp:
+            break
         except BaseException as error:
             if not found or isinstance(error, KeyboardInterrupt):
                 raise
@@ -237,6 +239,10 @@ def _law(subject, law, report, seconds):
     _, violation, arguments, options, number = found
     says = f"{law.says} {violation}"
     return Failure(law.name, says, arguments, options, violation.call, violation.what, violation.arrays, number)
+
+
+class _TimeIsUp(BaseException):
+    """Ends a run of Hypothesis at once, which takes an ``Exception`` for a failure of the test."""
 
 
 def hash_of(*parts):
