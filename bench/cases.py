@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from saccade.bench import models
 from saccade.reference.palette import GRID, unique_colors
 from saccade.testing.claims import DTYPES
 
@@ -14,7 +15,7 @@ class Case:
     """An operation on inputs of one size.
 
     Attributes:
-        operation: a public operation, or a palette's "fit".
+        operation: a public operation, a palette's "fit", or "model": a forward pass of a whole ``variant``.
         sizes: the length of every axis, by the letters of ``SIZES[operation]``.
         dtype: name of the inputs' dtype (a palette's are uint8 whatever it says).
         options: keyword options of the call.
@@ -37,7 +38,8 @@ class Case:
     def inputs(self, seed):
         """(arguments, options) as NumPy arrays drawn from ``seed``: dense, in C order, and never 0 throughout."""
         rng, dtype = np.random.default_rng(seed), {str(one): one for one in DTYPES}[self.dtype]
-        return INPUTS[self.operation](rng, dtype, **self.sizes), dict(self.options)
+        named = {"variant": self.options["variant"]} if self.operation == "model" else {}
+        return INPUTS[self.operation](rng, dtype, **self.sizes, **named), dict(self.options)
 
     def work(self):
         """(floating-point operations, bytes) that no implementation does without.
@@ -45,7 +47,10 @@ class Case:
         Matrix products alone are counted, 2 an element; with gradients, the products of both passes. Bytes are those
         of inputs, outputs and gradients, each once.
         """
-        products, elements = WORK[self.operation](**self.sizes)
+        if self.operation == "model":
+            products, elements = models.work(self.options["variant"], **self.sizes)
+        else:
+            products, elements = WORK[self.operation](**self.sizes)
         products *= _visible(self) * (3 if self.gradients else 1)
         itemsize = 1 if self.operation == "fit" else {str(one): one.itemsize for one in DTYPES}[self.dtype]
         return 2 * products, elements * itemsize * (2 if self.gradients else 1)
@@ -114,6 +119,7 @@ INPUTS = {
     "clip_loss": lambda rng, dtype, n, e: _pairs(rng, dtype, n, e, 0),
     "siglip_loss": lambda rng, dtype, n, e: _pairs(rng, dtype, n, e, 1),
     "fit": _palette,
+    "model": models.inputs,
 }
 # for each operation: multiplications of its matrix products, and the elements that go in and come out
 WORK = {
@@ -132,8 +138,9 @@ WORK = {
 SIZES = {
     "attention": "bhtsd", "qkv_attention": "bnhd", "layer_norm": "ne", "rms_norm": "ne", "gelu": "ne",
     "patch_embed": "bhwcpe", "softmax_cross_entropy": "nk", "linear_cross_entropy": "nek", "clip_loss": "ne",
-    "siglip_loss": "ne", "fit": "nk",
+    "siglip_loss": "ne", "fit": "nk", "model": "b",
 }  # fmt: skip
+FORWARD_ALONE = ("fit", "model")
 
 
 def case(operation, *sizes, **options):
@@ -147,6 +154,10 @@ def case(operation, *sizes, **options):
     letters = SIZES[operation]
     if len(sizes) != len(letters) or min(sizes) < 1:
         raise ValueError(f"bench: {operation} of sizes {sizes}, expected {len(letters)} of at least 1: {letters}")
+    if operation == "model":
+        if "variant" not in options:
+            raise ValueError("bench: model without a variant, expected one such as vit-B/16")
+        models.config_of(options["variant"])
     return Case(operation, dict(zip(letters, map(int, sizes), strict=True)), options=options)
 
 
@@ -180,13 +191,20 @@ IGPT = (
     case("rms_norm", 4096, 512),
 )
 PALETTE = (case("fit", 100_000, 512, iterations=10),)
+MODELS = tuple(
+    case("model", b, variant=variant)
+    for variant, b in (("vit-B/16", 1), ("vit-B/16", 8), ("vit-L/16", 1), ("clip-ViT-B/32", 8), ("imagegpt-S", 1))
+)
 GROWTH = (
     *(_square(1, 8, t, 64) for t in (128, 256, 512, 1024, 2048)),
     *(case("clip_loss", n, 512) for n in (64, 128, 256, 512, 1024)),
     *(case("fit", n, 512, iterations=5) for n in (10_000, 20_000, 40_000, 80_000)),
+    *(case("patch_embed", 1, side, side, 3, 16, 768) for side in (112, 224, 448, 896)),
+    *(case("model", b, variant="vit-Ti/16") for b in (1, 2, 4, 8, 16)),
 )
 SUITES = {
-    "vit": VIT, "clip": CLIP, "igpt": IGPT, "palette": PALETTE, "growth": GROWTH, "deck": VIT + CLIP + IGPT + PALETTE,
+    "vit": VIT, "clip": CLIP, "igpt": IGPT, "palette": PALETTE, "whole-model": MODELS, "growth": GROWTH,
+    "deck": VIT + CLIP + IGPT + PALETTE,
 }  # fmt: skip
 
 
@@ -215,4 +233,4 @@ def suite(name, operation=None, dtypes=("float32",), gradients=False):
     dtyped = [
         replace(one, dtype=dtype) for one in found for dtype in (dtypes if one.operation != "fit" else dtypes[:1])
     ]
-    return [replace(one, gradients=gradients and one.operation != "fit") for one in dtyped]
+    return [replace(one, gradients=gradients and one.operation not in FORWARD_ALONE) for one in dtyped]

@@ -4,6 +4,7 @@ The very case is judged in a part of it that is small: an attention in 64 querie
 64 rows, patches in one image. Cotangents are 0 outside of it, and labels of cross entropies ignored, so that every
 gradient is a sum over that part alone. Contrastive losses have no such part: they are judged whole up to 1024 pairs,
 and beyond as ``saccade.bench.pairs`` says.
+Of a whole model one item of the batch is judged, as ``saccade.bench.models`` says.
 A palette's truth is the numba kernel's, which the tests hold to the definition bit by bit: that one would take minutes.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from saccade.bench import pairs
+from saccade.bench import models, pairs
 from saccade.bench.providers import function_of
 from saccade.kernels.numba.palette import fit
 from saccade.reference import palette
@@ -121,6 +122,16 @@ def _part_of_labels(operation, arguments, options, cotangents, rng):
         operation, (first[rows], *rest, labels[rows]), options, cotangents,
         lambda found: found, lambda found: (found[0][rows], *found[1:]),
         (first, *rest, counted), cotangents,
+    )  # fmt: skip
+
+
+def part_of_model(case, arguments, options, cotangents, rng, path):
+    """The item of a whole model's batch that is judged; what it is held to is kept at ``path``."""
+    item = int(rng.integers(len(arguments[0])))
+    some = slice(item, item + 1)
+    return Part(
+        "model", (arguments[0][some],), options, (), lambda found: tuple(y[some] for y in found), None, arguments, (),
+        models.Standard(options["variant"], case.dtype, arguments[0][some], path),
     )  # fmt: skip
 
 

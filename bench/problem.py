@@ -46,20 +46,19 @@ class Problem:
     """What a provider is asked to compute.
 
     Attributes:
-        operation: a public operation, or a palette's "fit".
-        dtype: name of the inputs' dtype.
+        operation: a public operation, a palette's "fit", or "model".
+        dtype: name of the inputs' dtype, of a model's parameters.
         gradients: whether gradients are asked for.
         arguments, options, cotangents: NumPy arrays, for looking at shapes; a call takes what ``arrays`` gives.
         timed: whether it is the case itself, for which compiling pays, and not one of the oracle's many small inputs.
     """
 
-    def __init__(self, operation, arguments: tuple[Any, ...], options, cotangents=(), timed=False):
+    def __init__(self, operation, arguments: tuple[Any, ...], options, cotangents=(), timed=False, dtype=None):
         self.operation, self.arguments, self.options = operation, arguments, options
         self.cotangents, self.gradients = cotangents, bool(cotangents)
         self.timed = timed
-        self.dtype = str(next(x.dtype for x in arguments if isinstance(x, np.ndarray)))
-        if operation == "patch_embed":
-            self.dtype = str(arguments[1].dtype)
+        typed = arguments[1:] if operation == "patch_embed" else arguments
+        self.dtype = dtype or str(next(x.dtype for x in typed if isinstance(x, np.ndarray)))
         self.held: Any = None
 
     def arrays(self, framework="numpy", axes="bhtd", device=None):

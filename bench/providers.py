@@ -9,9 +9,9 @@ gradients are not on offer. A provider that does not apply returns ``(None, "the
         inputs = problem.arrays("torch")
         return lambda: my_attention(*inputs.arguments, **inputs.options), None
 
-Known are saccade's own, every peer of ``saccade.testing.peers``, and peers made of plain torch under
-``torch.compile``, which the oracle judges as they are and the case judges compiled. Others come as "module:function" or
-by the entry point group ``saccade.providers``.
+Known are saccade's own, every peer of ``saccade.testing.peers``, other libraries' whole models
+(``saccade.bench.models``), and peers made of plain torch under ``torch.compile``, which the oracle judges as they are
+and the case judges compiled. Others come as "module:function" or by the entry point group ``saccade.providers``.
 """
 
 import importlib
@@ -25,6 +25,7 @@ import numpy as np
 
 import saccade
 from saccade import reference
+from saccade.bench import models
 from saccade.bench.problem import Problem
 from saccade.testing.claims import Claims
 from saccade.testing.gate import GRADIENTS
@@ -50,6 +51,8 @@ def provider(name):
     """
     if name in OWN:
         return OWN[name]
+    if name in models.NAMES:
+        return partial(models.of_peer, name)
     if name in PEERS or name in COMPILED:
         return partial(_of_peer, COMPILED.get(name, name), name in COMPILED or name in MEANT_COMPILED)
     entries = {one.name: one for one in importlib.metadata.entry_points(group=GROUP)}
@@ -61,7 +64,7 @@ def provider(name):
             return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"bench: provider {name!r} cannot be imported: {error}") from error
-    known = ", ".join([*OWN, *PEERS, *COMPILED, *entries])
+    known = ", ".join([*OWN, *PEERS, *COMPILED, *models.NAMES, *entries])
     raise ValueError(f"bench: provider={name!r}, expected module:function or one of {known}")
 
 
@@ -77,17 +80,21 @@ def claims_of(name, provider):
 def may_apply(name, operation):
     """Whether a provider is not known to be another operation's."""
     name = COMPILED.get(name, name)
+    if name in models.NAMES or operation == "model":
+        return operation == "model" and name not in PEERS
     return name not in PEERS or PEERS[name].operation == operation
 
 
 def known(operation):
     """The names of all providers that may apply to an operation."""
-    peers = [name for name in (*PEERS, *COMPILED) if may_apply(name, operation)]
+    peers = [name for name in (*PEERS, *COMPILED, *models.NAMES) if may_apply(name, operation)]
     return [*OWN, *peers, *(one.name for one in importlib.metadata.entry_points(group=GROUP))]
 
 
 def _of_arrays(functions, problem):
     """A backend's functions of NumPy arrays, its gradients by ``name_forward`` and ``name_backward``."""
+    if problem.operation == "model":
+        return models.of_arrays(functions, problem)
     inputs, name = problem.arrays("numpy"), problem.operation
     if name == "fit":
         module = "saccade.reference.palette" if functions is reference else "saccade.kernels.numba.palette"
@@ -106,6 +113,8 @@ def _of_arrays(functions, problem):
 def _face_of_torch(problem):
     if problem.operation == "fit":
         return None, "palettes are NumPy's"
+    if problem.operation == "model":
+        return models.of_torch(models.ours, problem)
     return _by_torch(getattr(saccade, problem.operation), problem, problem.arrays("torch"))
 
 

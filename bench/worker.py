@@ -34,13 +34,14 @@ def row(task, tell):
         reason = f"the truth of more than {judging.PAIRS} pairs is float64's, which is not wide enough to judge it"
         return {"verdict": "INCONCLUSIVE", "reason": reason}
     inputs = [_drawn(case, int(rng.integers(2**32))) for _ in range(2)]
-    parts = _parts_of_pairs(case, inputs, task, rng, tell) if judging.is_large(case) else None
+    large = judging.is_large(case) or case.operation == "model"
+    parts = _parts_shared(case, inputs, task, rng, tell) if large else None
     made = provider(task["provider"])
     forward, backward, problem = _applied(made, case, inputs[0])
     if forward is None:
         return {"verdict": "does not apply", "reason": backward}
     oracle = None
-    if task["oracle"]:
+    if task["oracle"] and case.operation != "model":  # of which the oracle knows nothing
         tell("judging")
         oracle, says = judging.judge_provider(made, claims_of(task["provider"], made), case, task["oracle"])
         if oracle != "PASS":
@@ -114,7 +115,7 @@ def _like_outputs(case, arguments, options):
 
 
 def _applied(made, case, inputs):
-    problem = Problem(case.operation, *inputs, timed=True)
+    problem = Problem(case.operation, *inputs, timed=True, dtype=case.dtype)
     forward, backward = made(problem)
     if forward is not None and case.gradients and backward is None:
         return None, "it offers no gradients", problem
@@ -126,12 +127,14 @@ def _parts(case, inputs, rng):
     return [judging.part_of(case, *one, rng=rng) for one in inputs]
 
 
-def _parts_of_pairs(case, inputs, task, rng, tell):
-    """The same of a large contrastive loss, always the same and made before any provider is there: its sums over all
-    pairs take so long that the workers of a run share them."""
-    tell("adding up all pairs")
+def _parts_shared(case, inputs, task, rng, tell):
+    """The same of a large contrastive loss or a whole model, always the same and made before any provider is there:
+    what they are held to takes so long that the workers of a run share it."""
+    tell("computing the truth")
     name = hashlib.sha256(f"{case.name} {task['seed']}".encode()).hexdigest()[:16]
     paths = [Path(task["shared"], f"{name}-{i}.npz") for i in range(2)]
+    if case.operation == "model":
+        return [judging.part_of_model(case, *one, rng=rng, path=path) for one, path in zip(inputs, paths, strict=True)]
     sums = [pairs.sums_of(case.operation, one[0], path) for one, path in zip(inputs, paths, strict=True)]
     return [judging.part_of_pairs(case, *one, rng=rng, sums=its) for one, its in zip(inputs, sums, strict=True)]
 

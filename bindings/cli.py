@@ -92,10 +92,11 @@ def _application(typer):
             None, help="Names or module:function, by commas; the first of an operation is the base."
         ),
         suite: str = typer.Option(
-            None, help="deck (if nothing is given), vit, clip, igpt, palette, growth, bars, or a .toml."
+            None, help="deck (if nothing is given), vit, clip, igpt, palette, whole-model, growth, bars, or a .toml."
         ),
         sizes: str = typer.Option(None, help="One case instead of a suite: the operation's sizes, by commas."),
         causal: bool = typer.Option(False, help="With --sizes: attention under a causal mask."),
+        variant: str = typer.Option(None, help='With --sizes, of "model": whose forward pass, as vit-B/16.'),
         dtype: list[str] = typer.Option(["float32"], help="May be repeated."),
         gradients: bool = typer.Option(False, help="Time a forward pass with its gradients."),
         seconds: float = typer.Option(1.0, help="Of timing for a row, at least."),
@@ -120,7 +121,9 @@ def _application(typer):
             options = {"seconds": seconds, "threads": threads, "seed": seed}
             if suite == "bars":
                 sys.exit(console.run_bars(operation, names, **files, **options))
-            cases = _cases(operation, suite, sizes, causal, dtype, gradients)
+            options_of_case = {"causal": True} if causal else {}
+            options_of_case |= {"variant": variant} if variant else {}
+            cases = _cases(operation, suite, sizes, options_of_case, dtype, gradients)
             sys.exit(console.run_bench(cases, names, **files, **options))
         except (OSError, ValueError) as error:
             sys.exit(f"saccade bench: {str(error).removeprefix('bench: ')}")
@@ -209,7 +212,7 @@ def picture_commands(app, typer):
             console.search(embeddings, text, model, variant, top, sheet)
 
 
-def _cases(operation, suite, sizes, causal, dtypes, gradients):
+def _cases(operation, suite, sizes, options, dtypes, gradients):
     from dataclasses import replace
 
     from saccade.bench import cases
@@ -221,7 +224,8 @@ def _cases(operation, suite, sizes, causal, dtypes, gradients):
     if sizes is None:
         return cases.suite(suite or "deck", operation, dtypes, gradients)
     numbers = [int(n) if n.strip().isdigit() else 0 for n in sizes.split(",")]
-    one = cases.case(operation, *numbers, **({"causal": True} if causal else {}))
+    one = cases.case(operation, *numbers, **options)
+    gradients = gradients and operation not in cases.FORWARD_ALONE
     return [replace(one, dtype=dtype, gradients=gradients) for dtype in dtypes]
 
 

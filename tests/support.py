@@ -1,6 +1,5 @@
 """What several tests share."""
 
-import functools
 import importlib
 import pkgutil
 
@@ -65,17 +64,3 @@ def assert_kernel_passes(operation, function, **options):
     report = check(function, operation, vjp=vjp, **options)
     assert not report.failures, report
     assert operation in PALETTE or report.counts["gradients"][1] > 0
-
-
-@functools.cache
-def without_torchvision_operators():
-    """Let torchvision import without its compiled operators, which have no CPU build for this torch.
-
-    transformers, timm and open_clip import it; declaring the two operators it looks for is enough.
-    """
-    import torch
-
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library

@@ -12,7 +12,8 @@ from support import assert_close64
 import saccade
 from saccade import reference
 from saccade.models import clip, imagegpt, initialization, transformer, vit
-from saccade.testing import gate, ordinary
+from saccade.testing import gate
+from saccade.testing.opset import Ordinary
 from saccade.testing.ways import ways
 from saccade.torch.arrays import from_numpy, to_numpy
 
@@ -248,25 +249,6 @@ def test_parameters_are_checked_by_name_and_shape():
 
 
 # --- fast paths through the gate --------------------------------------------------------------------------------
-
-
-class Ordinary:
-    """The op set of ``saccade.testing.ordinary`` along one way, each result rounded to the dtype."""
-
-    def __init__(self, way):
-        self.way = way
-
-    def __getattr__(self, name):
-        if name not in gate.GRADIENTS:
-            return getattr(reference, name)
-
-        def compute(*arguments, **options):
-            options = {key: value for key, value in options.items() if value is not None}
-            outputs, _ = getattr(ordinary, name)(self.way, arguments, options, None)
-            outputs = tuple(np.asarray(x).astype(self.way.dtype) for x in outputs)
-            return outputs if len(outputs) > 1 else outputs[0]
-
-        return compute
 
 
 UINT8_IMAGES = np.random.default_rng(2).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import assert_close64, without_torchvision_operators
+from support import assert_close64
 
 from saccade.models import clip, imagegpt, vit
 from saccade.recipes.optimization import (
@@ -21,6 +21,7 @@ from saccade.recipes.optimization import (
     rsqrt,
     scheduler_for,
 )
+from saccade.testing.peers import usable_torchvision
 from saccade.torch import CLIP, ImageGPT, ViT
 
 
@@ -83,7 +84,7 @@ def problem():
 
 
 def test_adafactor_is_timms():
-    without_torchvision_operators()
+    usable_torchvision()
     from timm.optim.adafactor_bv import AdafactorBigVision
 
     mine, batches, step = problem()

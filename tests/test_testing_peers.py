@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.special
-from support import without_torchvision_operators
 
 from saccade.testing import Claims, check
 from saccade.testing.peers import PEERS, peer
@@ -109,7 +108,6 @@ RUNS = [(name, seed) for name in DTYPES for seed in SEEDS if NIGHTLY or seed == 
 
 @pytest.mark.parametrize(("name", "seed"), RUNS)
 def test_peers_pass_within_their_claims(name, seed):
-    without_torchvision_operators()
     function, operation, arrays, claims = peer(name)
     claims = replace(claims, dtypes=DTYPES[name], **NARROWER.get(name, {}))
     report = check(function, operation, arrays=arrays, claims=claims, budget=SECONDS, seed=seed)

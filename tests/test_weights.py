@@ -101,10 +101,12 @@ def test_hugging_face_reads_what_is_converted(name, tmp_path):
         assert config_again == config
 
 
-def test_timm_reads_what_is_converted(tmp_path):
+@pytest.mark.parametrize("gelu", ["erf", "tanh", "sigmoid"])
+@pytest.mark.parametrize("pooling", ["token", "mean", "map"])
+def test_timm_reads_what_is_converted(pooling, gelu, tmp_path):
     import timm
 
-    config = replace(twins.VIT, pooling="map", eps=1e-6, mean=(0.5,) * 3, std=(0.5,) * 3)
+    config = replace(twins.VIT, pooling=pooling, gelu=gelu, eps=1e-6, mean=(0.5,) * 3, std=(0.5,) * 3)
     parameters = drawn(config, np.float32)
     save(tmp_path / "ours.safetensors", parameters, config)
     convert(tmp_path / "ours.safetensors", tmp_path / "theirs", "timm")

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import support
 import torch
 
 from saccade.models import clip, imagegpt, load, resnet, vit
+from saccade.testing.peers import usable_torchvision
 
-support.without_torchvision_operators()
+usable_torchvision()
 
 import safetensors.torch  # noqa: E402  after torchvision was made importable
 import transformers  # noqa: E402

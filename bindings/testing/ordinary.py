@@ -15,7 +15,6 @@ import numpy as np
 from saccade import reference
 from saccade.reference.attention import visible
 from saccade.reference.layers import gelu_gate
-from saccade.testing.ways import BLOCK
 
 
 def transpose(x):
@@ -41,10 +40,11 @@ def attention(way, arguments, options, cotangents):
             scores = scores + bias.astype(way.core)
         return np.where(visible(scores.shape, mask, causal, key_lengths), scores, -np.inf)
 
-    out, weights, lse = _softmax_product(way, scored, value)
+    out, weights_of, lse = _softmax_product(way, scored, value)
     outputs = (out, lse[..., 0]) if options.get("return_lse") else (out,)
     if cotangents is None:
         return outputs, ()
+    weights = weights_of()
     grad_out, *grad_lse = way.raise_(*cotangents)
     row_sum = way.sum(grad_out * way.round(out), -1)
     if grad_lse:
@@ -58,10 +58,10 @@ def attention(way, arguments, options, cotangents):
 
 
 def _softmax_product(way, scored, value):
-    """(output, weights for the gradient, log-sum-exp); ``scored()`` computes the scores."""
+    """(output, a function of the weights for the gradient, log-sum-exp); ``scored()`` computes the scores."""
     scores = scored()
     keys = scores.shape[-1]
-    width = BLOCK if way.order == "online" else max(keys, 1)
+    width = way.keys if way.order == "online" else max(keys, 1)
     top = np.full((*scores.shape[:-1], 1), -np.inf, way.core)
     total = np.zeros_like(top)
     out = np.zeros((*scores.shape[:-1], value.shape[-1]), way.core)
@@ -78,8 +78,8 @@ def _softmax_product(way, scored, value):
     lse = way.log(total) + shift
     if way.order == "online":
         # scores computed a second time, in another order: as far off as rounding lets them be
-        return out / divisor, way.exp(scored() - np.where(np.isneginf(lse), 0, lse)), lse
-    return out / divisor, way.exp(scores - shift) / divisor, lse
+        return out / divisor, lambda: way.exp(scored() - np.where(np.isneginf(lse), 0, lse)), lse
+    return out / divisor, lambda: way.exp(scores - shift) / divisor, lse
 
 
 def _sum_to_shape(way, x, shape):

@@ -3,6 +3,7 @@
 What calls them is in ``adapters``; what a peer does not claim is listed by the report as not judged.
 """
 
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -172,6 +173,30 @@ PEERS = {
 }  # fmt: skip
 
 
+IMPORT_TORCHVISION = ("transformers", "timm", "open_clip")
+
+
+@functools.cache
+def usable_torchvision():
+    """Let a torchvision whose compiled operators are for another build of torch be imported without them.
+
+    transformers, timm and open_clip import it and need none of them; declaring the two it looks for is enough.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    import torch
+
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms does not exist" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+
+
 def peer(name):
     """(function, operation, arrays, claims) of a peer.
 
@@ -183,6 +208,8 @@ def peer(name):
     one = PEERS[name]
     if not one.installed:
         raise ValueError(f"{name} needs {one.package}, which is not installed")
+    if one.package in IMPORT_TORCHVISION:
+        usable_torchvision()
     function = one.make()
     function.__name__ = name
     return function, one.operation, one.arrays, one.claims

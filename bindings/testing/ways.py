@@ -29,6 +29,7 @@ class Way:
     noise: np.random.Generator | None = None
     jitter: float = 0.24  # of a unit in the last place of the inputs' dtype, before operands are rounded
     rounds: bool = True  # whether operands are rounded to the inputs' dtype
+    keys: int = BLOCK  # that online attention takes at a time
 
     @property
     def core(self):

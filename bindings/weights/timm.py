@@ -2,11 +2,12 @@
 
 import re
 
-from saccade.weights.layout import Layout, gelu_kind, gelu_name, keys, normalisation
+from saccade.weights.layout import Layout, gelu_kind, keys, normalisation
 from saccade.weights.links import Names, linear, norm, row, token, under
 
 USUAL = {"gelu": "erf", "eps": 1e-6}
 _HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16, "so400m": 16, "giant": 16, "gigantic": 16}
+_GELUS = {"erf": "gelu", "sigmoid": "quick_gelu", "tanh": "gelu_tanh"}
 _POOLINGS = {"token": "token", "avg": "mean", "map": "map"}
 
 
@@ -94,7 +95,7 @@ def _config(config):
         "img_size": list(side), "patch_size": config.patch_size, "embed_dim": config.width, "depth": config.depth,
         "num_heads": config.heads, "mlp_ratio": config.hidden / config.width, "global_pool": pooling,
         "class_token": config.pooling == "token", "pre_norm": config.embed_norm,
-        "act_layer": gelu_name(config.gelu), "fc_norm": False,
+        "act_layer": _GELUS[config.gelu], "fc_norm": False,
     }  # fmt: skip
     pretrained = {"input_size": [config.channels, *side], "num_classes": config.classes or 0}
     if config.mean is not None:
