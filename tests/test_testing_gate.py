@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.special
 
 from saccade import reference as definition
 from saccade.kernels.numba import attention as right
@@ -146,3 +147,21 @@ def test_verdict_counts_what_was_conclusive():
     assert gate.verdict([passed] * 9 + [nothing]) == "PASS"
     assert gate.verdict([passed] * 8 + [nothing] * 2) == "INCONCLUSIVE"
     assert gate.verdict([passed] * 100 + [failed]) == "FAIL"
+
+
+def _with_tanh(x):
+    u = np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3)
+    return np.float32(0.5) * x * (1 + np.tanh(u))
+
+
+def _with_erf(x):
+    return np.float32(0.5) * x * (1 + scipy.special.erf(x * np.float32(0.5**0.5)))
+
+
+@pytest.mark.parametrize(("kind", "formula"), [("tanh", _with_tanh), ("erf", _with_erf)])
+def test_a_single_gelu_by_its_textbook_formula_passes(kind, formula):
+    """Its digits cancel below 0: what is left of one number is the error of tanh or erf."""
+    for number in np.linspace(-5, 5, 500):
+        x = np.array([number], np.float32)
+        (judged,) = gate.judge("gelu", formula(x), None, (x,), {"kind": kind})
+        assert judged.verdict != "FAIL", (number, judged)

@@ -185,7 +185,7 @@ def gelu(way, arguments, options, cotangents):
     kind = options.get("kind", "erf")
     gate, slope = gelu_gate(x, kind)
     if way.order in ("in blocks", "online") and kind != "sigmoid":
-        gate = (1 + (2 * gate - 1)) / 2
+        gate = (1 + way.elementary(2 * gate - 1)) / 2
     out = way.rounding(x * gate)
     if cotangents is None:
         return (out,), ()

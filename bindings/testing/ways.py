@@ -47,21 +47,22 @@ class Way:
 
     def exp(self, x):
         """exp(x) as an elementary function gives it."""
-        return self._elementary(np.exp(x))
+        return self.elementary(np.exp(x))
 
     def log(self, x):
         """log(x) as an elementary function gives it."""
-        return self._elementary(np.log(x))
+        return self.elementary(np.log(x))
 
     def sqrt(self, x):
         """sqrt(x) as an elementary function gives it."""
-        return self._elementary(np.sqrt(x))
+        return self.elementary(np.sqrt(x))
 
     def rounding(self, x):
         """``x`` as one more rounding in the compute dtype may leave it."""
         return self._moved(x, float(np.finfo(self.core).eps))
 
-    def _elementary(self, x):
+    def elementary(self, x):
+        """``x``, the value of an elementary function, as programs give it."""
         return self._moved(x, 2 * float(np.finfo(self.core).eps))
 
     def _moved(self, x, relative):
