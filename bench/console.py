@@ -63,7 +63,7 @@ def read(path):
     """
     try:
         results = json.loads(Path(path).read_text())
-        if not isinstance(results["rows"], list) or not {"limits", "limits after", "load"} <= results.keys():
+        if not isinstance(results["rows"], list) or not {"limits", "limits before and after", "load"} <= results.keys():
             raise KeyError("limits")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ValueError(f"bench: {path} holds no results, expected what saccade bench --json wrote") from None

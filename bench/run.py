@@ -45,13 +45,13 @@ def run(cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, oracle=4.
     rows = [(case, name) for case in cases for name in names[case.name]]
     judged, floors = {}, {}
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as shared:
-        results["limits"] = limits.measured(dtypes, threads)
+        measured = [limits.measured(dtypes, threads)]
         common = {"seconds": seconds, "samples": samples, "threads": threads, "seed": seed, "shared": shared}
         for done, (case, name) in enumerate(rows):
             if told is not None:
                 told(done, len(rows), f"{case.name}: {name}")
             key, base = (name, case.operation, case.dtype, case.gradients), names[case.name][0]
-            limit = LIMIT + CALLS * case.work()[0] / results["limits"]["gemm"][case.dtype]
+            limit = LIMIT + CALLS * case.work()[0] / measured[0]["gemm"][case.dtype]
             task = {
                 "case": asdict(case), "provider": name, "base": base, "oracle": 0 if key in judged else oracle,
                 "limit": limit, **common,
@@ -60,8 +60,11 @@ def run(cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, oracle=4.
             if row.get("oracle"):  # what it said of this provider holds for its other cases
                 judged[key] = row if row["oracle"] != "PASS" else {}
             row = {"case": case.name, **asdict(case), "provider": name, "base": base, **row}
-            results["rows"].append(_with_figures(row, results["limits"], floors, np.random.default_rng(seed)))
-        results["limits after"] = limits.measured(dtypes, threads)
+            results["rows"].append(_with_figures(row, floors, np.random.default_rng(seed)))
+        measured.append(limits.measured(dtypes, threads))
+    results |= {"limits": limits.best(measured), "limits before and after": measured}
+    for row in results["rows"]:
+        _set_share(row, results["limits"])
     results["load"].append(os.getloadavg())
     return results
 
@@ -116,15 +119,20 @@ def _watched(worker, journal, most):
     return (int(bursts[0][1].split()[-1]), min(lasted)) if lasted else None
 
 
-def _with_figures(row, machine_limits, floors, rng):
-    """The row with medians, ratio and share of the machine's limit; the noise floor is the base's against itself."""
+def _set_share(row, machine_limits):
+    """Which of the machine's limits binds a row that was timed, and the share of it."""
+    if row["verdict"] == "PASS":
+        rate = machine_limits["gemm"][row["dtype"]]
+        limit = {"products": row["flops"] / rate, "bytes": row["bytes"] / machine_limits["bandwidth"]}
+        row["binding limit"] = max(limit, key=lambda name: limit[name])
+        row["share of limit"] = max(limit.values()) / row["seconds"]["warm"]
+
+
+def _with_figures(row, floors, rng):
+    """The row with medians and ratio; the noise floor is the base's against itself."""
     if row["verdict"] != "PASS":
         return row
     row["seconds"] = {cache: float(np.median(x)) for cache, x in row["samples"].items()}
-    rate = machine_limits["gemm"][row["dtype"]]
-    limit = {"products": row["flops"] / rate, "bytes": row["bytes"] / machine_limits["bandwidth"]}
-    row["binding limit"] = max(limit, key=lambda name: limit[name])
-    row["share of limit"] = max(limit.values()) / row["seconds"]["warm"]
     if row["base samples"] is None:
         return row
     row["ratio"] = {}

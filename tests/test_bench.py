@@ -193,7 +193,7 @@ def test_a_provider_that_hangs_costs_its_own_row(folder, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("operation", cases.SIZES)
+@pytest.mark.parametrize("operation", [name for name in cases.SIZES if name != "model"])
 @pytest.mark.parametrize("gradients", [False, True])
 def test_cases_are_judged_right_and_bugs_in_them_wrong(operation, gradients):
     sizes = {"attention": (2, 2, 70, 70, 24), "qkv_attention": (2, 70, 2, 24), "patch_embed": (2, 8, 8, 3, 4, 6)}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from support import assert_close64, assert_kernel_passes, kernels_of
 
-from saccade.testing import Claims, check
+from saccade.testing import Claims, check, gate
+from saccade.testing.ways import ways
 
 pytestmark = pytest.mark.gpu
 CLAIMS = Claims(layouts=("dense", "reversed axes", "every other", "sliced", "broadcast"))
@@ -60,11 +61,12 @@ def test_16_bit_products_are_summed_in_float32():
     rng = np.random.default_rng(0)
     for dtype in (np.float16, ml_dtypes.bfloat16):
         a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((33, 70), (70, 17)))
-        right = a.astype(np.float64) @ b.astype(np.float64)
+        true, usual = a.astype(np.float64) @ b.astype(np.float64), [way.matmul(a, b) for way in ways(dtype, 4)]
         for one in (cupy.asarray(a), cupy.asarray(a.T).T, cupy.asarray(np.repeat(a, 2, 1))[:, ::2]):
             for other in (cupy.asarray(b), cupy.asarray(b.T).T):
                 out = device.product(one, other)
-                assert out.dtype == np.float32 and np.abs(out.get() - right).max() < 1e-3  # 16-bit sums: 1e-2
+                judged = gate.judge_one("product", out.get(), true, usual)
+                assert out.dtype == np.float32 and judged.verdict == "PASS", judged
 
 
 def test_palettes_from_cupy_arrays_are_those_of_a_cpu():

@@ -10,6 +10,7 @@ import saccade
 from saccade import reference
 from saccade.models import clip, initialization, resnet
 from saccade.models.transformer import under
+from saccade.testing import opset
 from saccade.torch import CLIP, ResNet
 
 
@@ -76,14 +77,17 @@ def test_a_clip_with_a_resnet_is_its_towers():
     assert model.state_dict().keys() == clip.layout(config).keys()
 
 
-def test_the_fast_path_is_near_the_truth_in_float32():
-    """Held loosely, for mistakes and not for rounding, which each operation's own tests judge."""
+def test_the_fast_path_is_as_right_as_ordinary_arithmetic():
     _, parameters, config = image_tower()
+    parameters = {name: x.astype(np.float32) for name, x in parameters.items()}
     images = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
-    truth = resnet.forward(parameters, images.astype(np.float64), config, reference)
-    fast = resnet.forward({name: x.astype(np.float32) for name, x in parameters.items()}, images, config, saccade)
-    assert fast.dtype == np.float32
-    assert_close64(fast, truth, 1e-4)
+
+    def compute(parameters, images, ops):
+        return resnet.forward(parameters, images, config, ops)
+
+    fast = compute(parameters, images, saccade)
+    judged = opset.judge(fast, compute, parameters, images)
+    assert fast.dtype == np.float32 and judged.verdict == "PASS", judged
 
 
 @pytest.mark.parametrize(

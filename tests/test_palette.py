@@ -169,3 +169,12 @@ def test_tensors_are_encoded_where_they_lie():
     assert palette.encode(tensor[:0]).shape == (0, 5)
     with pytest.raises(TypeError, match="expected uint8"):
         palette.encode(tensor.float())
+
+
+def test_centres_that_float32_cannot_tell_apart_are_told_apart():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        far = rng.integers(100 * GRID, 255 * GRID, 3)
+        centers = np.clip(far + rng.integers(-2, 3, (40, 3)), 0, 255 * GRID).astype(np.int32)
+        colors = rng.integers(0, 60, (20, 3)).astype(np.uint8)
+        assert np.array_equal(kernels.assign(colors, centers), definition.assign(colors, centers))

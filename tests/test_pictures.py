@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import twins
 from PIL import Image
-from support import assert_close64
 from test_weights import drawn
 
 from saccade import images, reference
 from saccade.models import clip, load, save, vit
 from saccade.recipes import retrieval
 from saccade.recipes.pictures import PictureModel, class_names
+from saccade.testing import opset
 from saccade.weights.files import convert
 
 WORDS = 514  # of a tokenizer without merges, which spells bytes
@@ -65,15 +65,16 @@ def test_a_folder_is_embedded_and_searched_from_the_command_line(folder, model, 
     assert list(found.files) == ["a.png", "b.JPG", "d.png", "e.png", "more/c.webp"]
     parameters, config = load(model)
     decoded = [images.decode(folder / name) for name in found.files]
-    exact = {name: x.astype(np.float64) for name, x in parameters.items()}
     pixels = images.preprocess(decoded, images.clip(32))
-    expected = clip.encode_images(exact, pixels, config, reference)
-    assert_close64(found.embeddings, expected, 1e-5)
+    judged = opset.judge(found.embeddings, lambda p, x, ops: clip.encode_images(p, x, config, ops), parameters, pixels)
+    assert judged.verdict == "PASS", judged
 
     done = run("search", "e.npz", "a red bus", "--top", "3", "--sheet", "sheet.png", where=tmp_path)
     assert done.returncode == 0, done.stderr
     tokens = PictureModel(model).tokenizer().tokenize("a red bus", 40)
-    cosines = expected @ clip.encode_texts(exact, tokens, config, reference)[0]
+    exact = {name: x.astype(np.float64) for name, x in parameters.items()}
+    of_pictures = clip.encode_images(exact, pixels, config, reference)
+    cosines = of_pictures @ clip.encode_texts(exact, tokens, config, reference)[0]
     ranked = [str(found.files[i]) for i in np.argsort(-cosines)[:3]]
     assert [line.split("  ")[1] for line in done.stdout.splitlines()[:3]] == [str(folder / name) for name in ranked]
     assert [float(line.split()[0]) for line in done.stdout.splitlines()[:3]] == list(
@@ -131,10 +132,15 @@ def test_a_vit_ranks_its_classes(library, folder, tmp_path):
     convert(tmp_path / "ours.safetensors", tmp_path / "vit", library)
     names, shares = PictureModel(tmp_path / "vit").probabilities(images.decode(folder / "a.png"))
     how = {"hf": images.vit_hugging_face, "timm": images.vit_timm, "saccade": images.vit_google}[library]
-    parameters = {name: x.astype(np.float64) for name, x in load(tmp_path / "vit")[0].items()}
+    parameters = load(tmp_path / "vit")[0]
     pixels = images.preprocess([images.decode(folder / "a.png")], how(32))
-    logits = vit.forward(parameters, pixels, VIT, reference)[0]
-    assert_close64(shares, np.exp(logits) / np.exp(logits).sum(), 1e-4)
+
+    def softmax(parameters, pixels, ops):
+        weights = np.exp(vit.forward(parameters, pixels, VIT, ops)[0])
+        return weights / weights.sum()
+
+    judged = opset.judge(np.asarray(shares, np.float32), softmax, parameters, pixels)
+    assert judged.verdict == "PASS", judged
     assert names == [f"LABEL_{i}" for i in range(5)] if library == "hf" else [f"class {i}" for i in range(5)]
 
 

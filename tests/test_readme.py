@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from saccade.bench import cases, report
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
@@ -27,6 +29,14 @@ def test_figures_are_those_that_were_measured():
     assert not any(one["alarms"] for one in found)
     assert f"none of {sum(one['draws'] for one in found):,} results of correct implementations" in text
     assert f"{len(MUTANTS)} implementations of all operations with one planted bug each" in text
+
+
+def test_the_speed_table_is_what_was_measured():
+    results = json.loads((ROOT / "bench" / "results" / "deck-cpu.json").read_text())
+    assert report.summary(results) in (ROOT / "README.md").read_text()
+    assert report.markdown(results) == (ROOT / "bench" / "results" / "deck-cpu.md").read_text()
+    cases_of = {one.name for one in cases.suite("deck")}
+    assert {row["case"] for row in results["rows"]} == cases_of
 
 
 def test_every_block_is_of_a_kind_that_is_tested():

@@ -14,6 +14,7 @@ from saccade.models import clip, imagegpt, vit
 from saccade.recipes import fewshot, probe, recall, saved, zeroshot
 from saccade.recipes.cuts import central, stretched
 from saccade.recipes.features import Extractor
+from saccade.testing import opset
 from saccade.tokenizer import Tokenizer
 
 
@@ -50,13 +51,20 @@ def test_features_are_those_of_the_definition(folder):
         picture, label = extractor.prepare(sample, None)
         assert np.array_equal(picture, cut(sample.picture, 8)) and label == 0 and extractor.layers == [0, 1, 2]
         first, last = extractor((np.stack([picture]),), [1, 2])
-        stages, headless = {}, replace(extractor.config, classes=None)
-        expected = vit.forward(parameters, picture[None], headless, reference, stages=stages)
-        np.testing.assert_allclose(last, expected, rtol=1e-4, atol=1e-5)
-        norm = {n.removeprefix("blocks.1.norm1."): x for n, x in parameters.items() if n.startswith("blocks.1.norm1.")}
-        normal = reference.layer_norm(stages["blocks.0"], norm["scale"], norm["bias"], eps=headless.eps)
-        pooled = normal[:, 0] if headless.prefix else normal.mean(1)
-        np.testing.assert_allclose(first, pooled, rtol=1e-4, atol=1e-5)
+        headless = replace(extractor.config, classes=None)
+
+        def of_last(parameters, pictures, ops, config=headless):
+            return vit.forward(parameters, pictures, config, ops)
+
+        def of_first(parameters, pictures, ops, config=headless):
+            vit.forward(parameters, pictures, config, ops, stages=(stages := {}))
+            norm = [parameters[f"blocks.1.norm1.{name}"] for name in ("scale", "bias")]
+            normal = ops.layer_norm(stages["blocks.0"], *norm, eps=config.eps)
+            return normal[:, 0] if config.prefix else ops.mean(normal, 1)
+
+        for found, compute in ((last, of_last), (first, of_first)):
+            judged = opset.judge(found, compute, parameters, picture[None])
+            assert judged.verdict == "PASS", (name, judged)
 
 
 def test_checkpoints_of_other_libraries_have_features_too(folder, tmp_path):
@@ -73,10 +81,13 @@ def test_pixels_features_are_masked_as_in_training(folder):
     extractor = Extractor(folder / "masked", "cpu")
     tokens, mask, label = extractor.prepare(sample, np.random.default_rng(0))
     assert tokens.shape == mask.shape == (16,) and label == 1 and extractor.usual == 1
-    expected = imagegpt.features(
-        extractor.model.numpy_parameters(), tokens[None], extractor.config, reference, layers=[2], mask=mask[None]
-    )
-    np.testing.assert_allclose(extractor((tokens[None], mask[None]), [2])[0], expected[0], rtol=1e-4, atol=1e-5)
+
+    def features(parameters, tokens, mask, ops):
+        return imagegpt.features(parameters, tokens, extractor.config, ops, layers=[2], mask=mask)[0]
+
+    (found,) = extractor((tokens[None], mask[None]), [2])
+    judged = opset.judge(found, features, extractor.model.numpy_parameters(), tokens[None], mask[None])
+    assert judged.verdict == "PASS", judged
     assert len(Extractor(folder / "pixels", "cpu").prepare(sample, None)) == 2
 
 

@@ -1,9 +1,10 @@
-"""``Ordinary``: an op set for the models that computes as ordinary programs do, errors included."""
+"""``Ordinary``: an op set for the models that computes as ordinary programs do, errors included; ``judge`` with it."""
 
 import numpy as np
 
 from saccade import reference
 from saccade.testing import gate, ordinary
+from saccade.testing.ways import ways
 
 
 class Ordinary:
@@ -24,3 +25,23 @@ class Ordinary:
             return (first, *others) if others else first
 
         return compute
+
+
+def judge(actual, compute, parameters, *inputs, repeats=4):
+    """The ``gate.Judgement`` of what a composition of operations gave.
+
+    Args:
+        actual: the array that came.
+        compute: ``compute(parameters, *inputs, ops)`` -> the array, with any op set.
+        parameters: NumPy arrays of one dtype by name.
+        inputs: NumPy arrays; floating ones are of that dtype.
+        repeats: of the ordinary ways, with rounding errors drawn anew.
+    """
+
+    def wide(x):
+        return np.asarray(x, np.float64) if x.dtype.kind not in "biu" else x
+
+    true = compute({name: wide(x) for name, x in parameters.items()}, *map(wide, inputs), reference)
+    dtype = next(iter(parameters.values())).dtype
+    usual = [compute(parameters, *inputs, Ordinary(way)) for way in ways(dtype, repeats)]
+    return gate.judge_one("output", actual, true, usual)

@@ -102,7 +102,8 @@ def _cross_entropy_rows(work, k, logits, labels, soft, smoothing, per_row, lse):
     for i in shared(offer(work)):
         load_row(row, logits[0] + i * logits[2], logits[3], logits[1])
         top = finite(row_max(row))
-        shifted[:] = row
+        for j in range(k):  # an assignment of the whole takes as long as their exponentials
+            shifted[j] = row[j]
         exponentials(shifted, top)
         lse[i] = top + np.log(row_sum(shifted))
         loss = zero

@@ -15,7 +15,9 @@ from saccade.kernels.numba.vectors import widest_vectors
 
 
 @intrinsic
-def _bits_of(typingctx, x):
+def bits_of(typingctx, x):
+    """The bits of a float32, as an int32."""
+
     def codegen(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.IntType(32))
 
@@ -23,7 +25,9 @@ def _bits_of(typingctx, x):
 
 
 @intrinsic
-def _float_of(typingctx, bits):
+def float_of(typingctx, bits):
+    """The float32 of an int32's bits."""
+
     def codegen(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())
 
@@ -66,7 +70,7 @@ def _exponential(x):
         p = p * r + one
         p = p * r + one
         # adding n to the exponent field of p: the low bits of `shifted` hold n
-        y = _float_of(np.int32(_bits_of(p) + np.int32(_bits_of(shifted) << to_exponent)))
+        y = float_of(np.int32(bits_of(p) + np.int32(bits_of(shifted) << to_exponent)))
         y = zero if x < smallest else y
         y = infinity if x > largest else y
         return y if x == x else x
@@ -93,6 +97,16 @@ def row_sum(row):
 
 
 @jit_reassociating
+def row_sum_above(row, level):
+    """The sum of what the numbers of a row have more than ``level``."""
+    widest_vectors()
+    total = row.dtype.type(0)
+    for i in range(row.shape[0]):
+        total += row[i] - level
+    return total
+
+
+@jit_reassociating
 def row_dot(a, b):
     """The sum of products of two rows."""
     widest_vectors()
@@ -108,12 +122,14 @@ def row_max(row):
     widest_vectors()
     if row.itemsize == 4:
         # as integers in the same order, whose maximum LLVM finds in vectors: that of numbers it may not reorder
-        first = np.int32(-0x7F800001)
+        lowest = np.int32(-0x7F800001)
+        first = lowest
         for i in range(row.shape[0]):
             x = np.float32(row[i])
-            bits = _bits_of(x)
-            first = max(first, np.int32(bits ^ (bits >> 31 & 0x7FFFFFFF)) if x == x else first)
-        return row.dtype.type(_float_of(np.int32(first ^ (first >> 31 & 0x7FFFFFFF))))
+            bits = bits_of(x)
+            ordered = np.int32(bits ^ (bits >> 31 & 0x7FFFFFFF)) if x == x else lowest
+            first = ordered if ordered > first else first
+        return row.dtype.type(float_of(np.int32(first ^ (first >> 31 & 0x7FFFFFFF))))
     highest = row.dtype.type(-np.inf)
     for i in range(row.shape[0]):
         highest = row[i] if row[i] > highest else highest
@@ -199,7 +215,7 @@ def _normal_distribution(x):
         e = e * r + d2
         e = e * r + d1
         e = e * r + one
-        density = _float_of(np.int32(_bits_of(e) + np.int32(_bits_of(shifted) << to_exponent)))
+        density = float_of(np.int32(bits_of(e) + np.int32(bits_of(shifted) << to_exponent)))
         density = zero if size > far else density
         tail = density * t * p
         return tail if x < zero else one - tail, density * scale

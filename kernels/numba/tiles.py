@@ -8,7 +8,7 @@ import numpy as np
 
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.layers import grain
-from saccade.kernels.numba.mathematics import exponential, fused, row_max, row_sum
+from saccade.kernels.numba.mathematics import exponential, fused, row_max, row_sum, row_sum_above
 from saccade.kernels.numba.memory import describe, load_block, load_block_transposed, load_row, store_row
 from saccade.kernels.numba.products import product, wide
 from saccade.kernels.numba.team import offer, shared
@@ -80,11 +80,10 @@ def product_statistics(work, sizes, a, b, scale, labels, own, statistics, mean):
             product(a_block, e, 1, b_block, logits, rows, columns, e, 0)
             for i in range(rows):
                 row, level = logits[i, :columns], signed(finite(own[first + i]), scale)
-                part = dtype.type(0)
-                for j in range(columns):
-                    row[j] = signed(row[j], scale)
-                    part += row[j] - level
-                whole[i] += factor * part
+                if scale < 0:
+                    for j in range(columns):
+                        row[j] = -row[j]
+                whole[i] += factor * row_sum_above(row, level)
                 highest = max(top[i], row_max(row))
                 shift = finite(highest)
                 for j in range(columns):
