@@ -23,8 +23,8 @@ pytestmark = [
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 SEEDS, SECONDS = (range(30), 3.0) if NIGHTLY else (range(3), 1.0)
 WIDE, NARROW = ("float32", "float64"), ("float32",)
-# In 16 bits these store logits, scores or gradients in the inputs' dtype, which the oracle does not let pass; of
-# OpenVINO's attention and layer norm it is only known that they fail in bfloat16.
+# In 16 bits these store logits, scores or gradients in the inputs' dtype, which the oracle does not let pass;
+# OpenVINO's attention and layer norm pass in bfloat16 on one processor (AVX2) and failed on another.
 DTYPES = {
     "torch-sdpa": NARROW,
     "torch-split-sdpa": NARROW,

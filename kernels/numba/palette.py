@@ -41,7 +41,10 @@ def counted_colors(histogram):
 
 
 def assign(colors, centers):
-    """The nearest centre of each colour, (…, 3) -> (…) int32; the lowest index among equals. Centres lie in 0…255."""
+    """The nearest centre of each colour, (…, 3) -> (…) int32; the lowest index among equals.
+
+    Centres are on the grid of 0…255, whose differences float32 holds.
+    """
     flat = np.ascontiguousarray(colors).reshape(-1, 3)
     assignment = np.empty(len(flat), np.int32)
     columns = np.ascontiguousarray(np.asarray(centers, np.int64).T)
