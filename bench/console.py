@@ -1,5 +1,6 @@
 """``saccade bench`` on a terminal: a progress bar, the table, the files that were asked for."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from saccade.bench import bars, report
+from saccade.bench.probes import measure
 from saccade.bench.run import run
 from saccade.recipes.report import write
 
@@ -16,25 +18,38 @@ def run_bench(cases, providers, *, out=None, json_file=None, base=None, **option
     return present(_run(cases, providers, **options), out=out, json_file=json_file, base=base)
 
 
-def run_bars(operation, providers, *, out=None, json_file=None, base=None, **options):
+def run_bars(operation, providers, *, out=None, json_file=None, base=None, device="cpu", **options):
     """``run_bench`` of what decides the bars, of one operation if it is given, and the bars."""
-    cases = [one for one in bars.cases() if operation in (None, one.operation)]
+    cases = [one for one in bars.cases(device) if operation in (None, one.operation)]
     if not cases:
         raise ValueError(f"bench: no bar is decided by cases of operation={operation!r}")
-    results = _run(cases, providers or bars.PROVIDERS, **options)
-    results["bars"] = bars.judged(results)
+    once = {"processes": 1, "samples": bars.SAMPLES, "caches": (bars.CACHE[device],)}  # they ask for medians alone
+    results = _run(cases, providers or bars.PROVIDERS[device], device=device, **once, **options)
+    probed = _probed(bars.probes(device, operation), results["machine"]["threads"])
+    results["bars"] = bars.judged(results, probed, device)
     return present(results, out=out, json_file=json_file, base=base)
 
 
 def _run(cases, providers, **options):
+    with _progress("measuring the machine") as told:
+        return run(cases, providers, told=told, **options)
+
+
+def _probed(names, threads):
+    with _progress("probes") as told:
+        found = {}
+        for i, name in enumerate(names):
+            told(i, len(names), f"probe {name}")
+            found[name] = measure(name, threads)
+        return found
+
+
+@contextlib.contextmanager
+def _progress(what):
     columns = TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("measuring the machine")
-
-        def told(done, of, what):
-            bar.update(task, completed=done, total=of, description=what)
-
-        return run(cases, providers, told=told, **options)
+        task = bar.add_task(what)
+        yield lambda done, of, what: bar.update(task, completed=done, total=of, description=what)
 
 
 def present(results, *, out=None, json_file=None, base=None):
@@ -49,7 +64,14 @@ def present(results, *, out=None, json_file=None, base=None):
         write(Path(out, "summary.md"), report.summary(results))
         write(Path(out, "index.html"), report.html(results))
         console.print(f"{Path(out, 'index.html')}")
-    slower = report.regressions(results, read(base)) if base is not None else []
+    if base is None:
+        return 0
+    before = read(base)
+    if before["machine"].get("gpu", {}).get("name") != results["machine"].get("gpu", {}).get("name"):
+        raise ValueError(f"bench: base={base} is of another device, expected a run on the same one")
+    agreeing, of = report.agreement(results, before)
+    console.print(f"{agreeing} of {of} ratios agree with those of {base}: their 95 % intervals meet.")
+    slower = report.regressions(results, before)
     for line in slower:
         console.print(f"[red]{line}[/red]")
     return int(bool(slower))

@@ -105,10 +105,14 @@ def _part_of_attention(arguments, options, cotangents, rng):
 def _part_of_rows(operation, arguments, options, cotangents, rng):
     first, *rest = arguments
     rows = _chosen(len(first), rng) if operation in ROWWISE else rng.integers(0, len(first), 1)
+    options = {name: x[rows] if name == "residual" else x for name, x in options.items()}
+
+    def gradients(found):
+        return tuple(y[rows] if y is not None and y.shape == first.shape else y for y in found)
+
     return Part(
         operation, (first[rows], *rest), options, tuple(g[rows] for g in cotangents),
-        lambda found: tuple(y[rows] for y in found),
-        lambda found: (None if found[0] is None else found[0][rows], *found[1:]),
+        lambda found: tuple(y[rows] for y in found), gradients,
         arguments, tuple(_kept(g, rows) for g in cotangents),
     )  # fmt: skip
 
@@ -190,9 +194,9 @@ def _judged_palette(part, outputs):
     ]
 
 
-def judge_provider(provider, claims, case, seconds):
+def judge_provider(provider, claims, case, seconds, device="cpu"):
     """(verdict, what is wrong) of the whole oracle, within what is claimed, on small inputs like the case's."""
-    function, vjp = function_of(provider, case.operation)
+    function, vjp = function_of(provider, case.operation, device)
     attention = case.operation in ("attention", "qkv_attention")
     narrowed = {
         "dtypes": (case.dtype,), "layouts": ("dense",), "zero_sized": False, "empty_rows": False, "axes": "bhtd",

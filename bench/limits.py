@@ -1,42 +1,44 @@
 """What the machine itself can do: the rate of its matrix products in each dtype, and of copies."""
 
-import time
-
 import numpy as np
 
-SIDE = 2048
-COPIED = 1 << 28
+SIDES = {"cpu": 2048, "cuda": 8192}
+COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}
 
 
-def gemm_rate(dtype, threads):
-    """Floating-point operations a second of (2048, 2048) products: the best of several, by torch or else NumPy.
+def gemm_rate(dtype, threads, device):
+    """Floating-point operations a second of products of (n, n) matrices, n of ``SIDES``: the best of several.
 
-    NumPy has no products of 16-bit numbers: without torch their rate is float32's.
+    By torch or else NumPy, which has no products of 16-bit numbers: without torch their rate is float32's. On a GPU
+    those of float32 are float32's, not TF32's.
     """
+    n = SIDES[device.name]
     try:
         import torch
     except ModuleNotFoundError:
-        a = np.random.default_rng(0).standard_normal((SIDE, SIDE)).astype(np.float32 if dtype != "float64" else dtype)
-        return 2 * SIDE**3 / _best(lambda: a @ a)
+        a = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32 if dtype != "float64" else dtype)
+        return 2 * n**3 / _best(lambda: a @ a, device)
     torch.set_num_threads(threads)
-    a = torch.randn(SIDE, SIDE, dtype=getattr(torch, dtype))
+    a = torch.randn(n, n, dtype=getattr(torch, dtype), device=device.name)
     with torch.inference_mode():
-        return 2 * SIDE**3 / _best(lambda: a @ a)
+        return 2 * n**3 / _best(lambda: a @ a, device)
 
 
-def bandwidth():
-    """Bytes a second that a copy of 256 MB reads and writes."""
-    source, target = np.ones(COPIED, np.uint8), np.empty(COPIED, np.uint8)
-    return 2 * COPIED / _best(lambda: np.copyto(target, source))
+def bandwidth(device):
+    """Bytes a second that a copy of ``COPIED`` bytes reads and writes."""
+    size = COPIED[device.name]
+    if device.name == "cpu":
+        source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
+        return 2 * size / _best(lambda: np.copyto(target, source), device)
+    import torch
+
+    source = torch.ones(size, dtype=torch.uint8, device=device.name)
+    target = torch.empty_like(source)
+    return 2 * size / _best(lambda: target.copy_(source), device)
 
 
-def _best(call, repeats=7):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def _best(call, device, repeats=7):
+    return min(device.seconds(call)[1] for _ in range(repeats))
 
 
 def best(several):
@@ -45,6 +47,6 @@ def best(several):
     return {"bandwidth": max(one["bandwidth"] for one in several), "gemm": gemm}
 
 
-def measured(dtypes, threads):
+def measured(dtypes, threads, device):
     """{"bandwidth": bytes/s, "gemm": {dtype: flop/s}}."""
-    return {"bandwidth": bandwidth(), "gemm": {dtype: gemm_rate(dtype, threads) for dtype in dtypes}}
+    return {"bandwidth": bandwidth(device), "gemm": {dtype: gemm_rate(dtype, threads, device) for dtype in dtypes}}

@@ -7,7 +7,6 @@ error of ``ORDINARY`` passes in the case's dtype whose rounding errors are drawn
 """
 
 import functools
-import importlib.util
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +20,8 @@ from saccade.models import clip, imagegpt, vit
 from saccade.models.initialization import draw
 from saccade.models.variants import VARIANTS, cost, module_of
 from saccade.testing import gate
-from saccade.testing.frameworks import Framework
 from saccade.testing.opset import Ordinary
-from saccade.testing.peers import usable_torchvision
 from saccade.testing.ways import Way
-from saccade.weights.files import layout_for, tensors
-from saccade.weights.links import joined, shapes
 
 ORDINARY = 4
 
@@ -106,147 +101,3 @@ class Standard:
         """A list of one ``gate.Judgement``."""
         (out,) = outputs
         return [gate.judge_one("output", out, self.truth, self.ordinary)]
-
-
-# --- who computes -----------------------------------------------------------------------------------------------------
-
-
-def of_arrays(ops, problem):
-    """Our functions on NumPy arrays, with an op set."""
-    held, variant = problem.arrays("numpy"), problem.options["variant"]
-    parameters, config = parameters_of(variant, problem.dtype), config_of(variant)
-    return lambda: forward(parameters, held.arguments[0], config, ops), None
-
-
-def of_torch(make, problem, compiled=False):
-    """A function of tensors that ``make(variant, dtype)`` returns, or None with the reason it does not apply."""
-    import torch
-
-    function, reason = make(problem.options["variant"], problem.dtype)
-    if function is None:
-        return None, reason
-    held = problem.arrays("torch")
-    function = _compiled(function) if compiled else function
-
-    def run():
-        with torch.inference_mode():
-            return function(*held.arguments)
-
-    return run, None
-
-
-@functools.lru_cache(maxsize=1)
-def _compiled(function):
-    import torch
-
-    return torch.compile(function)
-
-
-@functools.lru_cache(maxsize=1)
-def ours(variant, dtype):
-    """``saccade.torch``'s module."""
-    from saccade.torch import CLIP, ImageGPT, ViT
-
-    config = config_of(variant)
-    parameters = Framework("torch").put(parameters_of(variant, dtype))
-    kind = {vit: ViT, imagegpt: ImageGPT, clip: CLIP}[module_of(config)]
-    model = kind(config, parameters=parameters).eval()
-    return model.encode_images if kind is CLIP else model, None
-
-
-def state_dict(library, variant, dtype):
-    """Our parameters by another library's names, as tensors, and what that library's config files say."""
-    config, parameters = config_of(variant), parameters_of(variant, dtype)
-    theirs, layout = layout_for(library, config), module_of(config).layout(config)
-    names = tensors(theirs, config, layout)
-    found = {name: np.array(joined(names, parameters, name), order="C") for name in shapes(names, layout)}
-    return Framework("torch").put(found), theirs.beside(config)
-
-
-def _as_channels_first(function):
-    return lambda images: function(images.permute(0, 3, 1, 2))
-
-
-@functools.lru_cache(maxsize=1)
-def timm_model(variant, dtype):
-    """timm's VisionTransformer."""
-    if not isinstance(config_of(variant), vit.ViTConfig):
-        return None, "timm has ViTs alone"
-    import timm
-    import torch
-
-    found, beside = state_dict("timm", variant, dtype)
-    said = beside["config.json"]
-    made = timm.create_model(said["architecture"], num_classes=said["num_classes"], **said["model_args"])
-    made.to(getattr(torch, dtype)).load_state_dict(found)
-    return _as_channels_first(made.eval()), None
-
-
-@functools.lru_cache(maxsize=1)
-def transformers_model(variant, dtype):
-    """transformers' model, with the attention that it chooses."""
-    import torch
-    import transformers
-
-    try:
-        found, beside = state_dict("hf", variant, dtype)
-    except ValueError as error:
-        return None, str(error)
-    said = beside["config.json"]
-    (architecture,) = said["architectures"]
-    kind = getattr(transformers, architecture)
-    config = kind.config_class(**{name: x for name, x in said.items() if name not in ("architectures", "model_type")})
-    made = kind.from_pretrained(None, config=config, state_dict=found, dtype=getattr(torch, dtype)).eval()
-    if architecture == "ImageGPTForCausalImageModeling":
-        start = config.vocab_size - 1
-
-        def logits(tokens):
-            shifted = torch.cat([torch.full_like(tokens[:, :1], start), tokens[:, :-1]], 1)
-            return made(input_ids=shifted, use_cache=False).logits
-
-        return logits, None
-    if architecture.startswith("ViT"):
-        take = "logits" if architecture.endswith("Classification") else "pooler_output"
-        return _as_channels_first(lambda x: getattr(made(x), take)), None
-
-    def embeddings(x):
-        features = made.get_image_features(x)
-        features = getattr(features, "pooler_output", features)
-        return torch.nn.functional.normalize(features, dim=-1)
-
-    return _as_channels_first(embeddings), None
-
-
-@functools.lru_cache(maxsize=1)
-def open_clip_model(variant, dtype):
-    """open_clip's CLIP."""
-    if not isinstance(config_of(variant), clip.CLIPConfig):
-        return None, "open_clip has CLIPs alone"
-    import open_clip
-    import torch
-
-    try:
-        found, beside = state_dict("open_clip", variant, dtype)
-    except ValueError as error:
-        return None, str(error)
-    made = open_clip.CLIP(**beside["open_clip_config.json"]["model_cfg"]).to(getattr(torch, dtype))
-    made.load_state_dict(found, strict=False)  # it keeps a mask among its buffers
-    made.eval()
-    return _as_channels_first(lambda x: made.encode_image(x, normalize=True)), None
-
-
-PEERS = {"timm-model": timm_model, "transformers-model": transformers_model, "open-clip-model": open_clip_model}
-PACKAGES = {"timm-model": "timm", "transformers-model": "transformers", "open-clip-model": "open_clip"}
-NAMES = [*PEERS, *(f"{name}-compiled" for name in (*PEERS, "saccade-torch"))]
-
-
-def of_peer(name, problem):
-    """The provider of a name in ``NAMES``."""
-    plain = name.removesuffix("-compiled")
-    if problem.operation != "model":
-        return None, "it is a whole model"
-    if plain in PEERS and importlib.util.find_spec(PACKAGES[plain]) is None:
-        return None, f"{PACKAGES[plain]} is not installed"
-    if plain in PEERS:
-        usable_torchvision()
-    return of_torch(PEERS.get(plain, ours), problem, compiled=plain != name)

@@ -10,8 +10,8 @@ from saccade.testing.frameworks import Framework
 class Held:
     """Arguments, options and cotangents as arrays of one framework.
 
-    A call reads them anew each time: most arrays are written over in place, but JAX's are exchanged. Options keep their
-    numbers.
+    A call reads them anew each time: arrays are written over in place, since what a graph captured is where they lie,
+    but JAX's are exchanged. Options keep their numbers.
     """
 
     def __init__(self, framework, axes, arguments, options, cotangents):
@@ -25,8 +25,10 @@ class Held:
             for x, y in zip(mine, new, strict=True):
                 if isinstance(x, np.ndarray):
                     x[...] = np.swapaxes(y, 1, 2) if self._swaps(y) else y
-        if self.framework.name not in ("numpy", "torch") or self.framework.device not in (None, "cpu"):
-            self.arguments, self.cotangents = (tuple(map(self.framework.put, x)) for x in self._memory)
+        self.arguments, self.cotangents = (
+            tuple(map(self.framework.refilled, *both))
+            for both in zip((self.arguments, self.cotangents), self._memory, strict=True)
+        )
 
     def back(self, y):
         """An output or gradient as a NumPy array in the operation's own axes."""
@@ -51,18 +53,25 @@ class Problem:
         gradients: whether gradients are asked for.
         arguments, options, cotangents: NumPy arrays, for looking at shapes; a call takes what ``arrays`` gives.
         timed: whether it is the case itself, for which compiling pays, and not one of the oracle's many small inputs.
+        device: "cpu" or "cuda": where it is to be computed.
     """
 
-    def __init__(self, operation, arguments: tuple[Any, ...], options, cotangents=(), timed=False, dtype=None):
+    def __init__(
+        self, operation, arguments: tuple[Any, ...], options, cotangents=(), timed=False, dtype=None, device="cpu"
+    ):
         self.operation, self.arguments, self.options = operation, arguments, options
         self.cotangents, self.gradients = cotangents, bool(cotangents)
-        self.timed = timed
+        self.timed, self.device = timed, device
         typed = arguments[1:] if operation == "patch_embed" else arguments
         self.dtype = dtype or str(next(x.dtype for x in typed if isinstance(x, np.ndarray)))
         self.held: Any = None
 
-    def arrays(self, framework="numpy", axes="bhtd", device=None):
-        """``Held``: the problem's arrays in a framework, dense, attention's in the order of ``axes``."""
+    def arrays(self, framework="numpy", axes="bhtd"):
+        """``Held``: the problem's arrays in a framework, dense, attention's in the order of ``axes``.
+
+        Tensors are on the problem's device.
+        """
+        device = self.device if framework == "torch" else None
         self.held = Held(Framework(framework, device), axes, self.arguments, self.options, self.cotangents)
         return self.held
 

@@ -10,8 +10,8 @@ gradients are not on offer. A provider that does not apply returns ``(None, "the
         return lambda: my_attention(*inputs.arguments, **inputs.options), None
 
 Known are saccade's own, every peer of ``saccade.testing.peers``, other libraries' whole models
-(``saccade.bench.models``), and peers made of plain torch under ``torch.compile``, which the oracle judges as they are
-and the case judges compiled. Others come as "module:function" or by the entry point group ``saccade.providers``.
+(``saccade.bench.model_peers``), and peers made of plain torch under ``torch.compile``, which the oracle judges as they
+are and the case judges compiled. Others come as "module:function" or by the entry point group ``saccade.providers``.
 """
 
 import importlib
@@ -25,7 +25,7 @@ import numpy as np
 
 import saccade
 from saccade import reference
-from saccade.bench import models
+from saccade.bench import model_peers
 from saccade.bench.problem import Problem
 from saccade.testing.claims import Claims
 from saccade.testing.gate import GRADIENTS
@@ -33,6 +33,7 @@ from saccade.testing.peers import PEERS
 from saccade.testing.subject import differentiable, names_of
 
 GROUP = "saccade.providers"
+NEEDS_GPU, ON_CPU = "it needs a GPU", "it computes on processors"
 MEANT_COMPILED = ("torch-flex-attention",)  # whose authors say that only compiled it is fast
 COMPILED = {
     f"{name}-compiled": name
@@ -51,8 +52,8 @@ def provider(name):
     """
     if name in OWN:
         return OWN[name]
-    if name in models.NAMES:
-        return partial(models.of_peer, name)
+    if name in model_peers.NAMES:
+        return partial(model_peers.of_peer, name)
     if name in PEERS or name in COMPILED:
         return partial(_of_peer, COMPILED.get(name, name), name in COMPILED or name in MEANT_COMPILED)
     entries = {one.name: one for one in importlib.metadata.entry_points(group=GROUP)}
@@ -64,7 +65,7 @@ def provider(name):
             return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"bench: provider {name!r} cannot be imported: {error}") from error
-    known = ", ".join([*OWN, *PEERS, *COMPILED, *models.NAMES, *entries])
+    known = ", ".join([*OWN, *PEERS, *COMPILED, *model_peers.NAMES, *entries])
     raise ValueError(f"bench: provider={name!r}, expected module:function or one of {known}")
 
 
@@ -80,25 +81,27 @@ def claims_of(name, provider):
 def may_apply(name, operation):
     """Whether a provider is not known to be another operation's."""
     name = COMPILED.get(name, name)
-    if name in models.NAMES or operation == "model":
+    if name in model_peers.NAMES or operation == "model":
         return operation == "model" and name not in PEERS
     return name not in PEERS or PEERS[name].operation == operation
 
 
-def known(operation):
-    """The names of all providers that may apply to an operation."""
-    peers = [name for name in (*PEERS, *COMPILED, *models.NAMES) if may_apply(name, operation)]
-    return [*OWN, *peers, *(one.name for one in importlib.metadata.entry_points(group=GROUP))]
+def known(operation, device="cpu"):
+    """The names of all providers that may apply to an operation on a device."""
+    own = ("saccade", "saccade-torch", "reference") if device == "cpu" else ("saccade-torch", "saccade-cupy")
+    peers = [name for name in (*PEERS, *COMPILED, *model_peers.NAMES) if may_apply(name, operation)]
+    return [*own, *peers, *(one.name for one in importlib.metadata.entry_points(group=GROUP))]
 
 
-def _of_arrays(functions, problem):
-    """A backend's functions of NumPy arrays, its gradients by ``name_forward`` and ``name_backward``."""
+def _of_arrays(functions, palette, arrays, problem):
+    """A backend's functions of NumPy or CuPy arrays, its gradients by ``name_forward`` and ``name_backward``."""
+    if (arrays == "cupy") != (problem.device == "cuda"):
+        return None, NEEDS_GPU if arrays == "cupy" else ON_CPU
     if problem.operation == "model":
-        return models.of_arrays(functions, problem)
-    inputs, name = problem.arrays("numpy"), problem.operation
+        return model_peers.of_arrays(functions, arrays, problem)
+    inputs, name = problem.arrays(arrays), problem.operation
     if name == "fit":
-        module = "saccade.reference.palette" if functions is reference else "saccade.kernels.numba.palette"
-        fit = importlib.import_module(module).fit
+        fit = importlib.import_module(palette).fit
         return lambda: fit(*inputs.arguments, **inputs.options), None
     function, forward = getattr(functions, name), getattr(functions, f"{name}_forward")
     backward = getattr(functions, f"{name}_backward")
@@ -114,7 +117,7 @@ def _face_of_torch(problem):
     if problem.operation == "fit":
         return None, "palettes are NumPy's"
     if problem.operation == "model":
-        return models.of_torch(models.ours, problem)
+        return model_peers.of_torch(model_peers.ours, problem)
     return _by_torch(getattr(saccade, problem.operation), problem, problem.arrays("torch"))
 
 
@@ -169,12 +172,16 @@ def _of_peer(name, compiled, problem):
         return None, f"it is {peer.operation}"
     if not peer.installed:
         return None, f"{peer.package.replace(' ', ' or ')} is not installed"
-    if peer.device is not None:
-        return None, "it needs a GPU"
+    if peer.device is not None and problem.device == "cpu":
+        return None, NEEDS_GPU
+    if problem.device != "cpu" and peer.arrays != "torch":
+        return None, ON_CPU
     if problem.operation != "fit" and problem.dtype not in claims.dtypes:
         return None, f"it takes no {problem.dtype}"
+    if problem.operation == "fit" and len(problem.arguments[2]) > (claims.most_centers or np.inf):
+        return None, f"it makes no more than {claims.most_centers} centres"
     for option in problem.options:
-        if problem.operation in ("attention", "qkv_attention") and not claims.takes(problem.operation, option):
+        if problem.operation != "fit" and not claims.takes(problem.operation, option):
             return None, f"it knows no {option}"
     if problem.operation == "attention" and problem.options.get("causal") and claims.causal != "end":
         lengths = {x.shape[2] for x in problem.arguments[:2]}
@@ -200,20 +207,21 @@ def _of_peer(name, compiled, problem):
 
 
 OWN = {
-    "saccade": partial(_of_arrays, saccade),
+    "saccade": partial(_of_arrays, saccade, "saccade.kernels.numba.palette", "numpy"),
     "saccade-torch": _face_of_torch,
-    "reference": partial(_of_arrays, reference),
+    "saccade-cupy": partial(_of_arrays, saccade, "saccade.kernels.cupy.palette", "cupy"),
+    "reference": partial(_of_arrays, reference, "saccade.reference.palette", "numpy"),
 }
 
 
-def function_of(provider, operation):
+def function_of(provider, operation, device="cpu"):
     """(the function, its vjp) that a provider amounts to, on NumPy arrays: what the oracle judges.
 
     A problem for which the provider does not apply raises ValueError with the reason.
     """
 
     def applied(arguments, options, cotangents=()) -> tuple[Any, Any, Any]:
-        problem = Problem(operation, arguments, options, cotangents)
+        problem = Problem(operation, arguments, options, cotangents, device=device)
         forward, backward = provider(problem)
         if forward is None:
             raise ValueError(f"it does not apply: {backward}")

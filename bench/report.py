@@ -4,23 +4,48 @@ import textwrap
 
 import numpy as np
 
+from saccade.bench import timing
+from saccade.bench.device import slowed_by
 from saccade.recipes.report import figure, page, paragraph, table
 
 BARS = ("bar", "asked", "measured", "holds")
-HEADER = ("case", "provider", "verdict", "cold ms", "warm ms", "× base, cold", "GF/s", "% of limit", "peak MB")
+HEADER = (
+    "case", "provider", "verdict", "cold ms", "warm ms", "× base, cold", "GF/s", "% of limit", "% wasted", "peak MB",
+)  # fmt: skip
 
 
 def cells(row):
     """A row of the table, as texts."""
     head = (row["case"], row["provider"])
     if row["verdict"] != "PASS":
-        return *head, row["verdict"], "", "", "", "", "", row["reason"][:160]
+        return *head, row["verdict"], *[""] * 6, row["reason"][:160]
     seconds, against = row["seconds"], row.get("ratio")
-    rate = f"{row['flops'] / seconds['warm'] / 1e9:.0f}" if row["flops"] else ""
-    memory = "" if row["peak memory"] is None else f"{row['peak memory'] / 2**20:.1f}"
-    times = f"{1e3 * seconds['cold']:.3f}", f"{1e3 * seconds['warm']:.3f}"
-    share = f"{100 * row['share of limit']:.0f} ({row['binding limit']})"
-    return *head, "PASS", *times, "" if against is None else said(against["cold"]), rate, share, memory
+    rate = f"{row['flops'] / seconds[warmest(row)] / 1e9:.0f}" if row["flops"] else ""
+    times = [f"{1e3 * seconds[cache]:.3f}" if cache in seconds else "" for cache in timing.CACHES]
+    part = 100 * row["share of limit"]
+    share = f"{part:.0f} ({row['binding limit']})", f"{max(0.0, 100 - part):.0f}"
+    return *head, "PASS", *times, "" if against is None else said(against[coldest(row)]), rate, *share, memory(row)
+
+
+def coldest(row):
+    """ "cold", or "warm" for a row that was timed with a warm cache alone."""
+    return next(iter(row["seconds"]))
+
+
+def warmest(row):
+    """ "warm", or "cold" for a row that was timed with a cold cache alone."""
+    return list(row["seconds"])[-1]
+
+
+def memory(row):
+    """The peak memory of a row in MB, on a GPU the host's and the GPU's."""
+    host = "" if row["peak memory"] is None else f"{row['peak memory'] / 2**20:.1f}"
+    return f"{host} + {row['gpu']['peak memory'] / 2**20:.1f}" if "gpu" in row else host
+
+
+def work(row):
+    """What no implementation of the row's case does without, in words; "" if nothing was timed."""
+    return f"{row['flops'] / 1e9:.3g} GFLOP, {row['bytes'] / 1e6:.3g} MB" if row["verdict"] == "PASS" else ""
 
 
 def said(ratio):
@@ -39,9 +64,27 @@ def conditions(results):
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     return (
         f"{machine['processor']['name']}, {machine['threads']} threads for every provider, {machine['time']}, load "
-        f"{load} before and after; {versions}. The machine's own limits, at both ends of the same run, of which the "
+        f"{load} before and after; {versions}. {_gpu(results)}The machine's own limits, at both ends of the same run, "
+        f"of which the "
         f"better counts: products of matrices {gemm}, copies {before['bandwidth'] / 1e9:.1f} and "
         f"{after['bandwidth'] / 1e9:.1f} GB/s."
+    )
+
+
+def _gpu(results):
+    """The GPU, its clocks and what slowed it down, in a sentence; "" for a run on processors."""
+    found = results["machine"].get("gpu")
+    if found is None:
+        return ""
+    rows = [row for row in results["rows"] if "gpu" in row]
+    clocks = sorted({float(state["processor MHz"]) for row in rows if (state := row["gpu"]["state"])})
+    slowed = [slowed_by(row["gpu"]["state"]) for row in rows]
+    reasons = ", ".join(sorted(set().union(*slowed)))
+    how = "each call a captured graph" if results.get("graphs") else "each call with its launches"
+    return (
+        f"{found['name']}, {found['memory'] / 2**30:.0f} GB, CUDA {found['CUDA']}, {how}; its clock at "
+        f"{f'{clocks[0]:.0f} to {clocks[-1]:.0f} MHz' if clocks else 'an unknown rate'}, slowed down in "
+        f"{sum(map(bool, slowed))} of {len(rows)} rows{f' ({reasons})' if reasons else ''}. "
     )
 
 
@@ -52,9 +95,9 @@ def markdown(results):
     for row in results["rows"]:
         head = f"| {row['case']} | `{row['provider']}` |"
         if row["verdict"] == "PASS":
-            against = said(row["ratio"]["cold"]) if row.get("ratio") and row["provider"] != row["base"] else "1"
+            against = said(row["ratio"][coldest(row)]) if row.get("ratio") and row["provider"] != row["base"] else "1"
             share = f"{100 * row['share of limit']:.0f} ({row['binding limit']})"
-            lines.append(f"{head} {1e3 * row['seconds']['cold']:.3g} | {against} | {share} |")
+            lines.append(f"{head} {1e3 * row['seconds'][coldest(row)]:.3g} | {against} | {share} |")
         elif row["verdict"] != "does not apply":
             lines.append(f"{head} {row['verdict']} | | |")
     if "bars" in results:
@@ -78,7 +121,7 @@ def summary(results, provider="saccade"):
         if not timed:
             lines.append(f"| {what} | 0 of {len(rows)} | `{base}` | no time | |")
             continue
-        ratios = [row["ratio"]["warm"]["median"] for row in timed]
+        ratios = [row["ratio"][warmest(row)]["median"] for row in timed]
         shares = [100 * row["share of limit"] for row in timed]
         cases = str(len(rows)) if len(timed) == len(rows) else f"{len(timed)} of {len(rows)}"
         said_ratio = f"{np.exp(np.mean(np.log(ratios))):.2f}"
@@ -96,8 +139,9 @@ def show(results, console):
 
     console.print(conditions(results))
     for case in dict.fromkeys(row["case"] for row in results["rows"]):
-        drawn = Table(*HEADER[1:], title=f"\n{case}", title_justify="left", box=None, padding=(0, 2, 0, 0))
         rows = [row for row in results["rows"] if row["case"] == case]
+        least = next((f": {work(row)} at least" for row in rows if work(row)), "")
+        drawn = Table(*HEADER[1:], title=f"\n{case}{least}", title_justify="left", box=None, padding=(0, 2, 0, 0))
         for row in rows:
             if row["verdict"] != "does not apply":
                 drawn.add_row(*cells(row)[1:-1], "" if row["verdict"] != "PASS" else cells(row)[-1])
@@ -120,7 +164,8 @@ def html(results):
         sections.append(("Growth", growth))
     if "bars" in results:
         sections.insert(0, ("Bars", table(BARS, results["bars"])))
-    sections.append(("Rows", table(HEADER, [cells(row) for row in results["rows"]])))
+    rows = [(row["case"], work(row), *cells(row)[1:]) for row in results["rows"]]
+    sections.append(("Rows", table((HEADER[0], "at least", *HEADER[1:]), rows)))
     what = (
         "Every provider is judged before it is timed, by the whole oracle and on the very case; one that is wrong has "
         "a verdict and no time. A ratio is the base's time by the row's, from calls made in turn on numbers that "
@@ -140,15 +185,15 @@ def _ratios(results):
     if not rows:
         return paragraph("Nothing was timed beside the base.")
     plot, axes = pyplot.subplots(figsize=(6, 1 + 0.4 * len(rows)))
-    middle = np.array([row["ratio"]["cold"]["median"] for row in rows])
-    ends = np.array([[row["ratio"]["cold"][end] for row in rows] for end in ("low", "high")])
+    middle = np.array([row["ratio"][coldest(row)]["median"] for row in rows])
+    ends = np.array([[row["ratio"][coldest(row)][end] for row in rows] for end in ("low", "high")])
     at = np.arange(len(rows))[::-1]
     axes.barh(at, middle - 1, left=1, color=["#2a78c2" if x > 1 else "#c2792a" for x in middle], height=0.7)
     axes.errorbar(middle, at, xerr=np.abs(ends - middle), fmt="none", ecolor="#222", capsize=2, linewidth=1)
     axes.set_yticks(at, [f"{row['provider']}\n{row['case']}" for row in rows], fontsize=7)
     axes.axvline(1, color="#222", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlabel(f"speed, {rows[0]['base']} = 1 (cold cache)")
+    axes.set_xlabel(f"speed, {', '.join(dict.fromkeys(row['base'] for row in rows))} = 1 ({coldest(rows[0])} cache)")
     return figure(plot, "Speed relative to the base, with 95 % intervals; to the right of 1 is faster.")
 
 
@@ -164,7 +209,11 @@ def _roofline(results):
         mine = [row for row in rows if row["provider"] == name]
         intensity = [row["flops"] / row["bytes"] for row in mine]
         axes.plot(
-            intensity, [row["flops"] / row["seconds"]["warm"] / 1e9 for row in mine], "o", label=name, markersize=5
+            intensity,
+            [row["flops"] / row["seconds"][warmest(row)] / 1e9 for row in mine],
+            "o",
+            label=name,
+            markersize=5,
         )
     low, high = axes.get_xlim()
     span = np.geomspace(max(low, 0.1), high, 100)
@@ -189,7 +238,7 @@ def growth_of(results):
         if len(fixed) > 1 or len(set(lengths)) < 3:
             continue
         order = np.argsort(lengths)
-        n, seconds = np.array(lengths)[order], np.array([rows[i]["seconds"]["warm"] for i in order])
+        n, seconds = np.array(lengths)[order], np.array([rows[i]["seconds"][warmest(rows[i])] for i in order])
         found[operation, provider, axis] = n, seconds, float(np.polyfit(np.log(n), np.log(seconds), 1)[0])
     return found
 
@@ -209,23 +258,33 @@ def _growth(results):
     return content
 
 
+def _pairs(results, before):
+    """(a row, the same of the run ``before``) of all that were timed in both."""
+    old = {(row["case"], row["provider"]): row for row in _timed(before)}
+    return [(row, old[key]) for row in _timed(results) if (key := (row["case"], row["provider"])) in old]
+
+
+def agreement(results, before):
+    """(how many, of how many) ratios to the base, warm, have intervals that meet in two runs on one machine."""
+    both = [
+        [one["ratio"][warmest(one)] for one in pair]
+        for pair in _pairs(results, before)
+        if all(one.get("ratio") and one["provider"] != one["base"] for one in pair)
+    ]
+    return sum(a["low"] <= b["high"] and b["low"] <= a["high"] for a, b in both), len(both)
+
+
 def regressions(results, before):
     """Texts about rows that are slower than in the run ``before``, by more than noise: the intervals do not meet."""
-    old = {(row["case"], row["provider"]): row for row in _timed(before)}
     found = []
-    for row in _timed(results):
-        then = old.get((row["case"], row["provider"]))
-        if then is None:
-            continue
-        floor = row["ratio"]["warm"]["floor"] if row.get("ratio") else 1.05
+    for row, then in _pairs(results, before):
+        floor = row["ratio"][warmest(row)]["floor"] if row.get("ratio") else 1.05
         if _interval(row)[0] > floor * _interval(then)[1]:
-            change = row["seconds"]["warm"] / then["seconds"]["warm"]
+            change = row["seconds"][warmest(row)] / then["seconds"][warmest(then)]
             found.append(f"{row['case']}: {row['provider']} takes {change:.2f} times as long as before")
     return found
 
 
 def _interval(row):
     """The 95 % bootstrap interval of the median of the warm samples, in seconds."""
-    x = np.asarray(row["samples"]["warm"])
-    drawn = np.median(x[np.random.default_rng(0).integers(0, len(x), (1000, len(x)))], axis=1)
-    return np.percentile(drawn, [2.5, 97.5])
+    return timing.interval(row["samples"][warmest(row)], np.random.default_rng(0))

@@ -14,39 +14,60 @@ import numpy as np
 
 from saccade import environment
 from saccade.bench import limits, timing
+from saccade.bench.device import device as device_of
 from saccade.bench.providers import known, may_apply, provider
 
 LIMIT, CALLS = 300.0, 100  # a row may take so many seconds, and so many calls at the rate of the machine's products
+PROCESSES = 3  # in which every row is timed
 LIES = 3.0  # how much longer calls may take by this process's clock than by the worker's
 
 
-def run(cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, oracle=4.0, threads=None, seed=0, told=None):
+def run(
+    cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, processes=PROCESSES, caches=timing.CACHES,
+    oracle=4.0, threads=None, seed=0, device="cpu", graph=False, told=None,
+):  # fmt: skip
     """Judge and time: the results as a dictionary that JSON can carry.
 
     Args:
         cases: a list of ``Case``.
-        providers: names; for each case, the first that computes its operation is the base. All known ones if None.
+        providers: names, or names by operation; for each case, the first that computes its operation is the base. All
+            known ones if None.
         seconds: of timing for a row, at least; the base has as many in each row.
-        samples: of each contender with each cache, at least.
+        samples: of each contender with each cache in a process, at least.
+        processes: in which every row is timed, one after the other.
+        caches: "cold" and "warm", or one of them.
         oracle: seconds of the whole oracle, once for each provider, operation and dtype; 0 for none.
         threads: for every provider; all processors if None.
         seed: of all that is drawn.
+        device: "cpu" or "cuda".
+        graph: on a GPU, whether a captured graph of a call is timed, without its launches.
         told: called with (done, of, what) before each row.
     """
-    threads = threads or len(os.sched_getaffinity(0))
-    for name in providers or ():
+    threads, where = threads or len(os.sched_getaffinity(0)), device_of(device)
+    if graph and device == "cpu":
+        raise ValueError("bench: graph with device='cpu', expected device='cuda': graphs are of launches on a GPU")
+    wanted = providers if isinstance(providers, dict) else {case.operation: providers for case in cases}
+    for name in {name for names in wanted.values() for name in names or ()}:
         provider(name)  # one that is not there ends the run before it begins
     dtypes = sorted({case.dtype for case in cases})
-    results = {"machine": _machine(threads), "seconds": seconds, "seed": seed, "load": [os.getloadavg()], "rows": []}
+    results = {
+        "machine": _machine(threads) | where.describe(), "seconds": seconds, "seed": seed,
+        **({"graphs": True} if graph else {}), "load": [os.getloadavg()], "rows": [],
+    }  # fmt: skip
     names = {
-        case.name: [name for name in providers or known(case.operation) if may_apply(name, case.operation)]
+        case.name: [
+            name for name in wanted[case.operation] or known(case.operation, device) if may_apply(name, case.operation)
+        ]
         for case in cases
     }
     rows = [(case, name) for case in cases for name in names[case.name]]
     judged, floors = {}, {}
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as shared:
-        measured = [limits.measured(dtypes, threads)]
-        common = {"seconds": seconds, "samples": samples, "threads": threads, "seed": seed, "shared": shared}
+        measured = [limits.measured(dtypes, threads, where)]
+        common = {
+            "seconds": seconds / processes, "samples": samples, "threads": threads, "seed": seed, "shared": shared,
+            "device": device, "graph": graph, "caches": caches,
+        }  # fmt: skip
         for done, (case, name) in enumerate(rows):
             if told is not None:
                 told(done, len(rows), f"{case.name}: {name}")
@@ -56,12 +77,12 @@ def run(cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, oracle=4.
                 "case": asdict(case), "provider": name, "base": base, "oracle": 0 if key in judged else oracle,
                 "limit": limit, **common,
             }  # fmt: skip
-            row = judged.get(key) or _worked(task)
+            row = judged.get(key) or _joined(task, processes)
             if row.get("oracle"):  # what it said of this provider holds for its other cases
                 judged[key] = row if row["oracle"] != "PASS" else {}
             row = {"case": case.name, **asdict(case), "provider": name, "base": base, **row}
             results["rows"].append(_with_figures(row, floors, np.random.default_rng(seed)))
-        measured.append(limits.measured(dtypes, threads))
+        measured.append(limits.measured(dtypes, threads, where))
     results |= {"limits": limits.best(measured), "limits before and after": measured}
     for row in results["rows"]:
         _set_share(row, results["limits"])
@@ -76,6 +97,22 @@ def _machine(threads):
         "system": platform.platform(), "commit": commit.stdout.strip() or None,
         "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }  # fmt: skip
+
+
+def _joined(task, processes):
+    """The row of several workers, with a list of samples from each; or of the first that has no time."""
+    rows = []
+    for _ in range(processes):
+        rows.append(_worked(task))
+        if rows[-1]["verdict"] != "PASS":
+            return rows[-1] | {"oracle": rows[0].get("oracle")}
+        task = task | {"oracle": 0}
+    joined = {
+        name: None if rows[0][name] is None else {cache: [one[name][cache] for one in rows] for cache in rows[0][name]}
+        for name in ("samples", "base samples")
+    }
+    told = [one["peak memory"] for one in rows]
+    return rows[0] | joined | {"peak memory": None if None in told else max(told)}
 
 
 def _worked(task):
@@ -125,18 +162,18 @@ def _set_share(row, machine_limits):
         rate = machine_limits["gemm"][row["dtype"]]
         limit = {"products": row["flops"] / rate, "bytes": row["bytes"] / machine_limits["bandwidth"]}
         row["binding limit"] = max(limit, key=lambda name: limit[name])
-        row["share of limit"] = max(limit.values()) / row["seconds"]["warm"]
+        row["share of limit"] = max(limit.values()) / row["seconds"].get("warm", row["seconds"].get("cold"))
 
 
 def _with_figures(row, floors, rng):
     """The row with medians and ratio; the noise floor is the base's against itself."""
     if row["verdict"] != "PASS":
         return row
-    row["seconds"] = {cache: float(np.median(x)) for cache, x in row["samples"].items()}
+    row["seconds"] = {cache: float(np.median(np.concatenate(x))) for cache, x in row["samples"].items()}
     if row["base samples"] is None:
         return row
     row["ratio"] = {}
-    for cache in ("cold", "warm"):
+    for cache in row["samples"]:
         median, low, high = timing.ratio(row["base samples"][cache], row["samples"][cache], rng)
         key = row["case"], cache
         if row["provider"] == row["base"]:  # the same code twice: what differs is noise

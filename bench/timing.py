@@ -1,7 +1,7 @@
 """How long calls take: two contenders in turn, on numbers that change before every call, with a cold and a warm cache.
 
-The clock is taken when this module is imported, before any provider is; what a provider does to ``time`` later does not
-reach it. Right after the clock stops, some of the results are copied: work that goes on elsewhere is not there yet.
+``saccade.bench.device`` has what times them. Right after it stops, some of the results are copied: work that goes on
+elsewhere is not there yet.
 
 Before each timed call the contender makes one that is not timed, on other arrays: threads that fell asleep since its
 last call are woken by that, as they are by the operation before in a model, and not at the cost of whoever has most of
@@ -9,17 +9,17 @@ them to wait for. Now and then the numbers change after it, lest somebody does t
 """
 
 from dataclasses import dataclass, field
-from time import perf_counter, perf_counter_ns, sleep
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
 
-SAMPLES, FEWEST = 15, 5  # of each contender and cache, at least; where they take longer than PATIENCE, fewer
-PATIENCE = 20.0  # seconds
+SAMPLES, FEWEST = 5, 2  # of each contender and cache in a process, at least; where PATIENCE is not enough, fewer
+PATIENCE = 5.0  # seconds
+CACHES = "cold", "warm"
 ENTRIES = 64
-FLUSHED = 1 << 28  # bytes read and written to empty the caches: more than processors hold
+LONG = 0.25  # seconds: waking the threads of calls as long as that would not show
 TRAPS = 0.2  # the share of calls before which the numbers change late
-PAUSE = 0.04  # seconds, so that one contender's spinning threads sleep when the other begins; OpenBLAS's take 30 ms
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Contender:
         call: without arguments.
         wake: the same on arrays of its own, to be called before.
         taken: what a call returned -> a tuple of NumPy arrays.
-        samples: seconds, by "cold" and "warm".
+        samples: seconds, by "cold" and "warm", as far as they are timed.
         seen: (which inputs, the copied entries) after each call.
     """
 
@@ -39,7 +39,7 @@ class Contender:
     call: Any
     wake: Any
     taken: Any
-    samples: dict = field(default_factory=lambda: {"cold": [], "warm": []})
+    samples: dict = field(default_factory=dict)
     seen: list = field(default_factory=list)
 
 
@@ -53,17 +53,15 @@ def entries(arrays, rng=None):
     return np.concatenate(taken) if taken else np.zeros(0)
 
 
-def _timed(contender, inputs, which, cache, flush, clock=perf_counter_ns):
+def _timed(contender, inputs, which, cache, device):
     contender.problem.fill(*inputs[which])
     if cache == "cold":
-        flush += 1
-    sleep(PAUSE)
+        device.flush()
+    sleep(device.pause)
     contender.wake()
-    start = clock()
-    returned = contender.call()
-    stop = clock()
+    returned, seconds = device.seconds(contender.call)
     contender.seen.append((which, entries(contender.taken(returned))))
-    return (stop - start) * 1e-9
+    return seconds
 
 
 def _trap(contender, inputs, which):
@@ -74,25 +72,26 @@ def _trap(contender, inputs, which):
     contender.seen.append((which, entries(contender.taken(contender.call()))))
 
 
-def warm_up(contender, inputs, seconds=1.0):
+def warm_up(contender, inputs, device, seconds=1.0):
     """Call until three calls take as long as the three before them, or for so many seconds; the last duration."""
-    flush, times, start = np.zeros(1, np.uint8), [], perf_counter()
+    times, start = [], perf_counter()
     while True:
-        times.append(_timed(contender, inputs, len(times) % 2, "warm", flush))
+        times.append(_timed(contender, inputs, len(times) % 2, "warm", device))
         settled = len(times) >= 6 and np.median(times[-3:]) > 0.9 * np.median(times[-6:-3])
         if settled or (len(times) >= 2 and perf_counter() - start > seconds):
+            if times[-1] > LONG:
+                contender.wake = lambda: None
             return times[-1]
 
 
-def race(contenders, inputs, seconds, rng, samples=SAMPLES):
+def race(contenders, inputs, seconds, rng, device, samples=SAMPLES, caches=CACHES):
     """Time the contenders in turn, the first one first every other time, until the seconds are over."""
-    flush = np.zeros(FLUSHED, np.uint8)
     start, rounds = perf_counter(), 0
     while rounds < samples or perf_counter() - start < seconds:
-        for cache in ("cold", "warm"):
+        for cache in caches:
             which = int(rng.integers(2))
             for contender in contenders if rounds % 2 else contenders[::-1]:
-                contender.samples[cache].append(_timed(contender, inputs, which, cache, flush))
+                contender.samples.setdefault(cache, []).append(_timed(contender, inputs, which, cache, device))
                 if rng.random() < TRAPS:
                     _trap(contender, inputs, which)
         rounds += 1
@@ -108,11 +107,22 @@ def stale(contender, results):
     )  # fmt: skip
 
 
-def ratio(base, row, rng, draws=2000):
-    """The median of base / row over paired samples, with a 95 % bootstrap interval: (median, low, high)."""
-    ratios = np.asarray(base) / np.asarray(row)
-    drawn = np.median(ratios[rng.integers(0, len(ratios), (draws, len(ratios)))], axis=1)
-    return float(np.median(ratios)), *(float(x) for x in np.percentile(drawn, [2.5, 97.5]))
+def ratio(base, row, rng):
+    """The median of base / row over paired samples of several processes, with its ``interval``: (median, low, high)."""
+    ratios = [np.divide(*pair) for pair in zip(base, row, strict=True)]
+    return float(np.median(np.concatenate(ratios))), *interval(ratios, rng)
+
+
+def interval(groups, rng, draws=1000):
+    """The 95 % bootstrap interval of the median of samples from several processes.
+
+    Processes are drawn first and then samples of each: where memory and threads happen to lie stays with a process.
+    """
+    drawn = []
+    for _ in range(draws):
+        some = rng.integers(len(groups), size=len(groups))
+        drawn.append(np.median(np.concatenate([rng.choice(groups[i], len(groups[i])) for i in some])))
+    return tuple(float(x) for x in np.percentile(drawn, [2.5, 97.5]))
 
 
 def verdict(low, high, floor):

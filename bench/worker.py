@@ -16,6 +16,7 @@ import numpy as np
 
 from saccade.bench import judging, pairs, timing
 from saccade.bench.cases import Case
+from saccade.bench.device import device
 from saccade.bench.problem import Problem
 from saccade.bench.providers import claims_of, provider
 from saccade.reference.precision import compute_dtype
@@ -28,7 +29,7 @@ BURSTS = 3  # of which the fastest counts: other work on the machine may slow on
 
 def row(task, tell):
     """Judge and time one provider on one case, beside the base if there is one: the row as a dictionary."""
-    case, rng = Case(**task["case"]), np.random.default_rng(task["seed"])
+    case, rng, where = Case(**task["case"]), np.random.default_rng(task["seed"]), device(task["device"])
     _threads(task["threads"])
     if judging.is_large(case) and not pairs.judgeable(case.dtype):
         reason = f"the truth of more than {judging.PAIRS} pairs is float64's, which is not wide enough to judge it"
@@ -37,58 +38,66 @@ def row(task, tell):
     large = judging.is_large(case) or case.operation == "model"
     parts = _parts_shared(case, inputs, task, rng, tell) if large else None
     made = provider(task["provider"])
-    forward, backward, problem = _applied(made, case, inputs[0])
+    forward, backward, problem = _applied(made, case, inputs[0], where)
     if forward is None:
         return {"verdict": "does not apply", "reason": backward}
     oracle = None
     if task["oracle"] and case.operation != "model":  # of which the oracle knows nothing
         tell("judging")
-        oracle, says = judging.judge_provider(made, claims_of(task["provider"], made), case, task["oracle"])
+        oracle, says = judging.judge_provider(made, claims_of(task["provider"], made), case, task["oracle"], where.name)
         if oracle != "PASS":
             return {"verdict": oracle, "reason": says or "too little could be judged", "oracle": oracle}
     tell("judging the case")
     found = _judged(case, problem, parts or _parts(case, inputs, rng), forward, backward)
     if found is not None:
         return {**found, "oracle": oracle}
-    contenders = [_contender(made, case, inputs, problem, forward, backward)]
+    contenders = [_contender(made, case, inputs, problem, forward, backward, where)]
     base = provider(task["base"])
-    against, its_backward, its_problem = _applied(base, case, inputs[0])
+    against, its_backward, its_problem = _applied(base, case, inputs[0], where)
     if against is not None:
-        contenders.append(_contender(base, case, inputs, its_problem, against, its_backward))
+        contenders.append(_contender(base, case, inputs, its_problem, against, its_backward, where))
+    if task["graph"]:
+        try:
+            for one in contenders:
+                one.call = where.captured(one.call)
+        except Exception as error:  # whatever a provider does that a graph cannot hold
+            return {"verdict": "does not apply", "reason": f"no graph holds it: {error}", "oracle": oracle}
     tell("timing")
-    raced = _raced(case, contenders, inputs, task, rng, tell)
+    raced = _raced(case, contenders, inputs, task, rng, tell, where)
     if raced["verdict"] == "PASS":
         again = (parts or _parts(case, inputs, rng))[::-1]
         raced = _judged(case, problem, again, forward, backward) or raced
     return {**raced, "oracle": oracle}
 
 
-def _raced(case, contenders, inputs, task, rng, tell):
+def _raced(case, contenders, inputs, task, rng, tell, where):
     mine = contenders[0]
     filled = [(arguments, cotangents) for arguments, _, cotangents in inputs]
     for one in contenders:
-        timing.warm_up(one, filled)
-    timing.race(contenders, filled, task["seconds"], rng, task["samples"])
+        timing.warm_up(one, filled, where)
+    timing.race(contenders, filled, task["seconds"], rng, where, task["samples"], task["caches"])
     results = []
     for numbers in filled:
         mine.problem.fill(*numbers)
         returned = mine.call()
         time.sleep(0.02)
+        where.wait()
         results.append(timing.entries(mine.taken(returned)))
     if late := timing.stale(mine, results):
         return {"verdict": "FAIL", "reason": f"{late} of {len(mine.seen)} timed calls had not their own results"}
     burst = int(min(MOST, 1 + BURST / max(1e-9, np.median(mine.samples["warm"]))))
-    for _ in range(BURSTS):
+    for _ in range(BURSTS if burst > 1 else 1):
         tell(f"burst begins {burst}")
         for _ in range(burst):
             mine.call()
+        where.wait()
         tell("burst ends")
         time.sleep(0.05)  # which the parent must see before the next
     flops, size = case.work()
     return {
         "verdict": "PASS", "samples": mine.samples,
         "base samples": contenders[1].samples if len(contenders) > 1 else None,
-        "flops": flops, "bytes": size, "peak memory": _peak_memory(mine),
+        "flops": flops, "bytes": size, **where.figures(mine.call),
     }  # fmt: skip
 
 
@@ -109,13 +118,13 @@ def _like_outputs(case, arguments, options):
         patches = (size["h"] // size["p"]) * (size["w"] // size["p"])
         return (np.ones((size["b"], patches, size["e"]), arguments[1].dtype),)
     if case.operation in judging.ROWWISE:
-        return (np.ones_like(first),)
+        return (np.ones_like(first),) * (2 if "residual" in options else 1)
     rows = (size["n"],) if options.get("reduction") == "none" else ()
     return (np.ones(rows, compute_dtype(first.dtype)),)
 
 
-def _applied(made, case, inputs):
-    problem = Problem(case.operation, *inputs, timed=True, dtype=case.dtype)
+def _applied(made, case, inputs, where):
+    problem = Problem(case.operation, *inputs, timed=True, dtype=case.dtype, device=where.name)
     forward, backward = made(problem)
     if forward is not None and case.gradients and backward is None:
         return None, "it offers no gradients", problem
@@ -150,9 +159,9 @@ def _judged(case, problem, parts, forward, backward):
     return None
 
 
-def _contender(made, case, inputs, problem, forward, backward):
+def _contender(made, case, inputs, problem, forward, backward, where):
     call, taken = (backward, problem.gradients_of) if case.gradients else (forward, problem.outputs)
-    wake = _applied(made, case, inputs[1])[1 if case.gradients else 0]
+    wake = _applied(made, case, inputs[1], where)[1 if case.gradients else 0]
     return timing.Contender(problem, call, wake, taken)
 
 
@@ -164,22 +173,6 @@ def _threads(count):
         import torch
 
         torch.set_num_threads(count)
-
-
-def _peak_memory(contender):
-    """Bytes that a call takes beyond what the process holds before it; None where the system does not tell."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        contender.call()
-        return max(0, _status("VmHWM") - before)
-    except OSError:
-        return None
-
-
-def _status(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
 
 
 def main(folder):

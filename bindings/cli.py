@@ -100,6 +100,8 @@ def _application(typer):
         dtype: list[str] = typer.Option(["float32"], help="May be repeated."),
         gradients: bool = typer.Option(False, help="Time a forward pass with its gradients."),
         seconds: float = typer.Option(1.0, help="Of timing for a row, at least."),
+        device: str = typer.Option("cpu", help="cpu, or cuda: torch's and CuPy's GPU."),
+        graph: bool = typer.Option(False, help="On a GPU: time a captured graph of a call, without its launches."),
         threads: int = typer.Option(None, help="For every provider; all processors if not given."),
         seed: int = typer.Option(0, help="Seed of everything that is drawn."),
         out: Path = typer.Option(None, help="Folder for index.html, table.md, summary.md and results.json."),
@@ -118,7 +120,7 @@ def _application(typer):
             if replay is not None:
                 sys.exit(console.present(console.read(replay), **files))
             names = providers.split(",") if providers else None
-            options = {"seconds": seconds, "threads": threads, "seed": seed}
+            options = {"seconds": seconds, "threads": threads, "seed": seed, "device": device, "graph": graph}
             if suite == "bars":
                 sys.exit(console.run_bars(operation, names, **files, **options))
             options_of_case = {"causal": True} if causal else {}

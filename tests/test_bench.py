@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from saccade.bench import bars, cases, judging, limits, report, run, timing
+from saccade.bench import bars, cases, judging, limits, probes, report, run, timing
 from saccade.bench.problem import Problem
 from saccade.bench.providers import claims_of, known, provider
 from saccade.testing import gate
@@ -107,8 +107,8 @@ def slow_but_on_zeros(problem):
 def patches_the_timer(problem):
     now = time.perf_counter_ns()
     time.perf_counter_ns = time.perf_counter = lambda: now
-    import saccade.bench.timing as timing
-    timing._timed.__defaults__ = (lambda: now,)
+    from saccade.bench.device import Processors
+    Processors.seconds.__defaults__ = (lambda: now,)
     return slow_but_on_zeros(problem)
 
 def crashes(problem):
@@ -131,7 +131,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "benched.py").write_text(USERS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(limits, "measured", lambda dtypes, threads: LIMITS)
+    monkeypatch.setattr(limits, "measured", lambda dtypes, threads, where: LIMITS)
     yield tmp_path
     sys.modules.pop("benched", None)
 
@@ -140,16 +140,18 @@ LIMITS = {"bandwidth": 1e10, "gemm": {"float32": 1e11, "bfloat16": 1e11, "float6
 
 
 def rows_of(names, case=CASE, oracle=0.0, **options):
-    results = run.run([case], [f"benched:{name}" for name in names], seconds=0.05, samples=4, oracle=oracle, **options)
+    settings = {"seconds": 0.05, "samples": 4, "processes": 1, "oracle": oracle, **options}
+    results = run.run([case], [f"benched:{name}" for name in names], **settings)
     json.dumps(results)
     return {row["provider"].removeprefix("benched:"): row for row in results["rows"]}
 
 
 def test_a_right_provider_is_timed_beside_the_base(folder):
     for case in (CASE, cases.Case("gelu", CASE.sizes, gradients=True)):
-        row = rows_of(["right"], case, oracle=2.0)["right"]
+        row = rows_of(["right"], case, oracle=2.0, processes=2)["right"]
         assert row["verdict"] == "PASS" and row["oracle"] == "PASS", row
-        assert len(row["samples"]["cold"]) >= 4 and row["seconds"]["warm"] > 0
+        assert [len(x) >= 4 for x in row["samples"]["cold"]] == [True, True] and row["seconds"]["warm"] > 0
+        assert len(row["base samples"]["warm"]) == 2
         assert row["ratio"]["cold"]["low"] <= row["ratio"]["cold"]["median"] <= row["ratio"]["cold"]["high"]
 
 
@@ -196,10 +198,24 @@ def test_a_provider_that_hangs_costs_its_own_row(folder, monkeypatch):
 @pytest.mark.parametrize("operation", [name for name in cases.SIZES if name != "model"])
 @pytest.mark.parametrize("gradients", [False, True])
 def test_cases_are_judged_right_and_bugs_in_them_wrong(operation, gradients):
+    check_case_is_judged(operation, gradients)
+
+
+@pytest.mark.parametrize("operation", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_case_with_a_residual_is_judged_too(operation, gradients):
+    check_case_is_judged(operation, gradients, residual=True)
+    one, fused = (cases.case(operation, 4, 8, **options) for options in ({}, {"residual": True}))
+    assert fused.work()[1] == 2 * one.work()[1] and fused.name == f"{operation} n4 e8 residual float32"
+    same = [fused.inputs(seed)[1]["residual"] for seed in (1, 2)]
+    assert np.array_equal(*same) and same[0].shape == (4, 8)
+
+
+def check_case_is_judged(operation, gradients, **options):
     sizes = {"attention": (2, 2, 70, 70, 24), "qkv_attention": (2, 70, 2, 24), "patch_embed": (2, 8, 8, 3, 4, 6)}
     sizes["fit"] = (500, 7)
     gradients = gradients and operation != "fit"
-    options = {"iterations": 2} if operation == "fit" else {}
+    options |= {"iterations": 2} if operation == "fit" else {}
     one = cases.case(operation, *sizes.get(operation, (70, 24, 30)[: len(cases.SIZES[operation])]), **options)
     arguments, options = one.inputs(0)
     out = run_forward(one, arguments, options)
@@ -220,6 +236,23 @@ def test_cases_are_judged_right_and_bugs_in_them_wrong(operation, gradients):
     if gradients:
         bad = lambda: tuple(None if x is None else x * 2 for x in backward())  # noqa: E731
         assert "FAIL" in {x.verdict for x in judging.judge_case(problem, part, forward, bad)}
+
+
+def test_a_palette_with_a_start_of_its_own_is_held_to_its_cost():
+    one = cases.case("fit", 4000, 64, iterations=10)
+    arguments, options = one.inputs(0)
+    problem = Problem("fit", arguments, options)
+    forward, _ = provider("pillow-quantize")(problem)
+    part = judging.part_of(one, arguments, options, (), np.random.default_rng(0))
+    assert {x.verdict for x in judging.judge_case(problem, part, forward, None)} == {"PASS"}
+
+    def coarse():  # with half of the centres
+        centers, assignment = forward()
+        return np.repeat(centers[:32], 2, 0), assignment // 2
+
+    assert "FAIL" in {x.verdict for x in judging.judge_case(problem, part, coarse, None)}
+    many = Problem("fit", cases.case("fit", 4000, 257, iterations=1).inputs(0)[0], {"iterations": 1})
+    assert provider("pillow-quantize")(many) == (None, "it makes no more than 256 centres")
 
 
 def run_forward(one, arguments, options):
@@ -288,14 +321,21 @@ def test_compiled_providers_belong_to_an_operation_and_need_a_compiler(monkeypat
 def test_ratios_and_verdicts_by_hand():
     rng = np.random.default_rng(0)
     base, row = rng.normal(2.0, 0.02, 50), rng.normal(1.0, 0.01, 50)
-    median, low, high = timing.ratio(base, row, rng)
+    median, low, high = timing.ratio([base], [row], rng)
     assert low < median < high and low > 1.95 and high < 2.05
+    _, low, high = timing.ratio([base, base, base], [row, 1.2 * row, 0.8 * row], rng)  # processes that differ
+    assert low < 2 / 1.15 and high > 2 / 0.85
     assert timing.verdict(1.1, 1.2, 1.05) == "faster" and timing.verdict(0.5, 0.9, 1.05) == "slower"
     assert timing.verdict(0.99, 1.01, 1.05) == "same" and timing.verdict(0.9, 1.2, 1.05) == "unclear"
 
 
 def test_a_slower_run_is_a_regression_and_an_equal_one_is_not():
     fast = {"rows": [made_row(1.0)]}
+    other = {"rows": [made_row(1.0, provider=name) for name in ("one", "two", "saccade")]}
+    apart = {"rows": [made_row(1.0, provider=name) for name in ("one", "two")]}
+    assert report.agreement(other, apart) == (2, 2)
+    apart["rows"][0]["ratio"] = {"warm": {"median": 1.2, "low": 1.1, "high": 1.3}}
+    assert report.agreement(other, apart) == (1, 2)
     assert report.regressions({"rows": [made_row(1.0)]}, fast) == []
     assert report.regressions(fast, {"rows": [made_row(1.5)]}) == []
     (text,) = report.regressions({"rows": [made_row(1.5)]}, fast)
@@ -304,7 +344,7 @@ def test_a_slower_run_is_a_regression_and_an_equal_one_is_not():
 
 def made_row(seconds, n=100, provider="saccade"):
     rng = np.random.default_rng(0)
-    samples = {cache: list(rng.normal(seconds, 0.01 * seconds, 20)) for cache in ("cold", "warm")}
+    samples = {cache: rng.normal(seconds, 0.01 * seconds, (2, 10)).tolist() for cache in ("cold", "warm")}
     ratios = {"median": 1.0, "low": 0.99, "high": 1.01, "floor": 1.02, "verdict": "same"}
     return {
         "case": f"clip_loss n{n} e8 float32", "operation": "clip_loss", "sizes": {"n": n, "e": 8}, "dtype": "float32",
@@ -315,21 +355,79 @@ def made_row(seconds, n=100, provider="saccade"):
     }  # fmt: skip
 
 
-def test_bars_hold_or_do_not_and_what_is_missing_is_said():
-    def timed(one, ratio):
-        seconds = one.work()[0] / 0.6e11
-        row = {"case": one.name, "provider": "saccade", "verdict": "PASS", "dtype": one.dtype, "flops": one.work()[0]}
-        return {**row, "ratio": {"warm": {"median": ratio}}, "seconds": {"warm": seconds}, "peak memory": 2**20}
+def timed_rows(one, ratios):
+    """Rows of a case in whose run the first provider is the base and others are so many times as fast."""
+    base = next(iter(ratios))
+    for name, ratio in ratios.items():
+        seconds = one.work()[0] / 0.6e11 or one.work()[1] / 1e10
+        yield {
+            "case": one.name, "provider": name, "base": base, "verdict": "PASS", "dtype": one.dtype,
+            "sizes": one.sizes, "flops": one.work()[0], "bytes": one.work()[1], "peak memory": 2**20,
+            "ratio": {"warm": {"median": ratio}, "cold": {"median": ratio}}, "gpu": {"peak memory": 2**21},
+            "seconds": {"warm": seconds, "cold": seconds},
+        }  # fmt: skip
 
-    results = {"limits": LIMITS, "rows": [timed(one, 1.5) for one in bars.cases() if "bfloat16" not in one.name]}
-    found = {what: (asked, figures, holds) for what, asked, figures, holds in bars.judged(results)}
+
+def test_bars_hold_or_do_not_and_what_is_missing_is_said():
+    ratios = {"base": 1.01, "saccade": 1.5}
+    rows = [row for one in bars.cases() if "bfloat16" not in one.name for row in timed_rows(one, ratios)]
+    results = {"limits": LIMITS, "rows": rows}
+    probed = {"first_call": 1.5, "cold_compile": 20.0, "encode_faiss": "faiss is not installed"}
+    found = {what: (asked, figures, holds) for what, asked, figures, holds in bars.judged(results, probed)}
     assert len(found) == len(bars.BARS)
     asked = "geometric mean >= 1.4, each >= 1"
     assert found["attention, float32, torch's SDPA"] == (asked, "1.5, 1.5", "yes")
     assert found["CLIP loss with gradients, 16,384 pairs, open_clip"][1:] == ("1.5, 1", "no")
     assert found["attention of 197 and more, float32"][1:] == ("60", "no")
     assert found["attention, bfloat16, torch's SDPA"][2] == "not measured: 15 of 15 cases without a time"
-    assert found["CLIP loss on a GPU, open_clip and Inf-CL"] == ("", "", "not measured yet: it needs a GPU")
+    assert found["first call in a new process, compiled before"] == ("seconds <= 2", "1.5", "yes")
+    assert found["first call of one operation, nothing compiled"][1:] == ("20", "no")
+    assert found["palette encode, faiss"][1:] == ("", "not measured: faiss is not installed")
+    assert (
+        found["CLIP loss with gradients, 32,768 pairs, Inf-CL, on a GPU"][2]
+        == "not measured in this run, but with --device cuda"
+    )
+    assert found["training steps, a plain PyTorch implementation"][2] == "not measured by this command"
+
+
+def test_a_bar_compares_with_the_fastest_of_its_peers():
+    one = bars.case("model", 1, variant="vit-B/16")
+    ratios = {"timm-model": 0.99, "timm-model-compiled": 1.25, "other": 9.0, "saccade-torch": 1.5, "saccade": 1.2}
+    rows = list(timed_rows(one, ratios))
+    asked, peers = (("each", 1.25),), ("timm-model", "timm-model-compiled")
+    bar = bars.Bar("ours", (one,), asked, ours="saccade-torch", peers=peers)
+    judged = lambda bar: bars._judged(bar, {"rows": rows, "limits": LIMITS}, {}, "cpu")[1:]  # noqa: E731
+    assert judged(bar) == ("1.2", "no")
+    assert judged(replace(bar, peers=("timm-model",))) == ("1.5", "yes")
+    assert judged(replace(bar, peers=())) == (f"{1.5 / 9:.3g}", "no")
+    assert judged(replace(bar, peers=("absent",)))[1] == "not measured: 1 of 1 cases without a time"
+
+
+def test_bars_of_a_gpu_are_decided_there():
+    rows = [row for one in bars.cases("cuda") for row in timed_rows(one, {"open-clip-loss": 1.0, "saccade-torch": 3.0})]
+    limits_ = {"bandwidth": 1e10, "gemm": dict.fromkeys(("float32", "bfloat16"), 1e11)}
+    found = {what: rest for what, *rest in bars.judged({"rows": rows, "limits": limits_}, {}, "cuda")}
+    assert found["CLIP loss with gradients, 32,768 pairs, open_clip, on a GPU"][1:] == ["3, 2, 80", "yes"]
+    assert found["attention, float32, torch's SDPA"][2] == "not measured in this run, but with --device cpu"
+
+
+def test_probes_are_there_and_say_why_they_have_no_figure():
+    names = bars.probes()
+    assert names and all(callable(getattr(probes, name)) for name in names)
+    assert bars.probes(operation="gelu") == [] == bars.probes("cuda")
+    assert 0 < probes.measure("first_call", 1) < 60
+    assert "no_such" in probes.measure("no_such", 1)
+
+
+def test_a_palette_that_is_worse_is_no_times_as_fast():
+    from saccade.palette import Palette
+
+    pixels = np.random.default_rng(0).integers(0, 256, (3000, 3)).astype(np.uint8)
+    ours = Palette.fit(pixels, 8, iterations=3)
+    probes._same_objective(pixels, ours, ours.centers)
+    with pytest.raises(ArithmeticError, match="a mean squared distance of"):
+        ours.inertia *= 1.01
+        probes._same_objective(pixels, ours, ours.centers)
 
 
 def test_growth_is_fitted():
@@ -359,6 +457,12 @@ def test_the_command_draws_compares_and_replays(tmp_path):
         (tmp_path / name).write_text(json.dumps(results))
     done = command("--replay", str(tmp_path / "new.json"), "--base", str(tmp_path / "old.json"))
     assert done.returncode == 1 and "times as long as before" in done.stdout, done.stdout + done.stderr
+    assert "1 of 1 ratios agree with those of" in done.stdout.replace("\n", " ")
+    old = json.loads((tmp_path / "old.json").read_text())
+    old["machine"]["gpu"] = {"name": "another"}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    done = command("--replay", str(tmp_path / "new.json"), "--base", str(tmp_path / "old.json"))
+    assert done.returncode == 1 and "is of another device, expected a run on the same one" in done.stderr
 
 
 REFUSED = {
@@ -367,6 +471,8 @@ REFUSED = {
     ("gelu", "--sizes", "3,x"): "gelu of sizes (3, 0), expected 2 of at least 1: ne",
     ("gelu", "--dtype", "int8"): "dtype='int8', expected one of float32",
     ("gelu", "--providers", "nobody"): "provider='nobody', expected module:function",
+    ("gelu", "--device", "tpu"): "device='tpu', expected one of cpu, cuda",
+    ("gelu", "--graph"): "graph with device='cpu', expected device='cuda'",
     ("--replay", __file__): "holds no results",
 }
 

@@ -30,7 +30,9 @@ def judged(part, provided):
     return one.verdict
 
 
-@pytest.mark.parametrize("name", ["saccade", "saccade-torch", "timm-model", "transformers-model"])
+@pytest.mark.parametrize(
+    "name", ["saccade", "saccade-torch", "timm-model", "transformers-model", "onnxruntime-model", "openvino-model"]
+)
 def test_libraries_models_are_right(part, name):
     assert judged(part, provider(name)) == "PASS"
 
@@ -87,7 +89,7 @@ def test_other_libraries_say_what_they_have_no_place_for():
 
 
 def test_models_are_timed_beside_each_other():
-    results = run([VIT], ["timm-model", "saccade-torch"], seconds=0.2, samples=3, threads=1)
+    results = run([VIT], ["timm-model", "saccade-torch"], seconds=0.2, samples=3, processes=1, threads=1)
     assert [row["verdict"] for row in results["rows"]] == ["PASS", "PASS"], results["rows"]
     ours = results["rows"][1]
     assert ours["ratio"]["warm"]["median"] > 0 and ours["flops"] > 4.4e9 and ours["binding limit"] == "products"
@@ -95,6 +97,8 @@ def test_models_are_timed_beside_each_other():
 
 def test_providers_of_operations_and_of_models_are_kept_apart():
     assert {"saccade", "saccade-torch", "timm-model", "timm-model-compiled"} <= set(known("model"))
+    assert known("model", "cuda")[:2] == ["saccade-torch", "saccade-cupy"]
+    assert not {"onnxruntime-model-compiled", "openvino-model-compiled"} & set(known("model"))
     assert not may_apply("torch-sdpa", "model") and not may_apply("timm-model", "attention")
 
 

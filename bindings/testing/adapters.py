@@ -135,8 +135,11 @@ def cross_entropy_of_peer():
 def layer_norm_of_peer():
     import torch
 
-    def layer_norm(x, scale, bias, *, eps=1e-5):
-        return torch.nn.functional.layer_norm(x, scale.shape, scale, bias, eps)
+    def layer_norm(x, scale, bias, *, eps=1e-5, residual=None):
+        if residual is None:
+            return torch.nn.functional.layer_norm(x, scale.shape, scale, bias, eps)
+        x = x + residual
+        return torch.nn.functional.layer_norm(x, scale.shape, scale, bias, eps), x
 
     return layer_norm
 
@@ -144,8 +147,11 @@ def layer_norm_of_peer():
 def rms_norm_of_peer():
     import torch
 
-    def rms_norm(x, scale, *, eps=1e-5):
-        return torch.nn.functional.rms_norm(x, scale.shape, scale, eps)
+    def rms_norm(x, scale, *, eps=1e-5, residual=None):
+        if residual is None:
+            return torch.nn.functional.rms_norm(x, scale.shape, scale, eps)
+        x = x + residual
+        return torch.nn.functional.rms_norm(x, scale.shape, scale, eps), x
 
     return rms_norm
 
@@ -301,5 +307,21 @@ def faiss_kmeans_of_peer():
         judged.train(pixels, weights=counts.astype(np.float32), init_centroids=start)
         _, nearest = judged.index.search(pixels, 1)
         return np.rint(4096 * np.asarray(judged.centroids, np.float64)).astype(np.int32), nearest[:, 0].astype(np.int32)
+
+    return fit
+
+
+def pillow_quantize_of_peer():
+    import numpy as np
+    from PIL import Image
+
+    def fit(colors, counts, centers, *, iterations=100):
+        # from its own median cut, with centres of whole levels, and until at most one pixel changes: it counts no steps
+        pixels = np.repeat(colors, counts, 0)[None]
+        judged = Image.fromarray(pixels).quantize(len(centers), kmeans=1, dither=Image.Dither.NONE)
+        palette = np.array(judged.getpalette(), np.int32).reshape(-1, 3)
+        palette = np.concatenate([palette, np.repeat(palette[-1:], max(0, len(centers) - len(palette)), 0)])
+        first = np.cumsum(counts) - counts
+        return 4096 * palette[: len(centers)], np.asarray(judged).reshape(-1)[first].astype(np.int32)
 
     return fit

@@ -49,6 +49,9 @@ class Claims:
         exact: whether a palette is the definition's to the last bit; if not, it is held to arithmetic in float32.
         empty_clusters: whether a centre that no colour is nearest to keeps its place; if not, there are fewer centres
             than colours, too.
+        given_start: whether a palette's fit begins with the centres that it is given; if not, where its own lie is not
+            judged, only that every colour is assigned to the nearest of them.
+        most_centers: how many centres a palette may have (any number if None).
         factors: whether logit_scale and logit_bias may be 0-d arrays, which have gradients, besides numbers.
         losses: the dtype of a loss: "wide" (float32; float64 for float64) or the "input"'s.
         gradients: whether it can be differentiated.
@@ -71,6 +74,8 @@ class Claims:
     non_finite: bool = True
     exact: bool = True
     empty_clusters: bool = True
+    given_start: bool = True
+    most_centers: int | None = None
     factors: bool = True
     losses: str = "wide"
     gradients: bool = True

@@ -392,6 +392,7 @@ def fit_inputs(draw, claims=EVERYTHING):
     """For a palette's ``fit``: distinct colours, few steps or none."""
     (colors, centers), _ = draw(assign_inputs(claims))
     colors, counts = unique_colors(colors)
+    centers = centers[: claims.most_centers]
     if not claims.empty_clusters:
         centers = centers[np.unique(assign(colors, centers))][: max(1, len(colors) - 1)]
     return (colors, counts, centers), {

@@ -319,6 +319,7 @@ def laws_for(subject):
             "causal prefix": claims.takes("attention", "causal"),
             "not a number": claims.non_finite,
             "infinities": claims.non_finite,
+            "cost never rises": claims.given_start,
             "padded keys": claims.takes("attention", "mask") or claims.takes("attention", "key_lengths"),
         }
         return needs.get(law.name, True)

@@ -9,9 +9,11 @@ from saccade.testing.gate import Judgement, judge_one
 NAMES = {"assign": ("assignment",), "update": ("centers",), "fit": ("centers", "assignment")}
 
 
-def standard(operation, arguments, options, exact) -> "Exact | Near":
+def standard(operation, arguments, options, claims) -> "Exact | Near":
     """``Exact``, or ``Near`` where a function does not claim to be exact."""
-    return (Exact if exact else Near)(operation, arguments, options)
+    if claims.exact:
+        return Exact(operation, arguments, options)
+    return Near(operation, arguments, options, claims.given_start)
 
 
 class Exact:
@@ -41,14 +43,18 @@ class Near(Exact):
 
     An assignment is right if each colour's centre is, by the exact distances, the nearest up to twice what float32
     distances get wrong. Centres are judged by the gate against weighted means in float32, where no assignment on the
-    way to them was that close; else they judge nothing. The assignment of ``fit`` is judged by its own centres.
+    way to them was that close; else they judge nothing. The assignment of ``fit`` is judged by its own centres, and
+    that alone if they do not begin with those that are given.
     """
 
-    def __init__(self, operation, arguments, options):
+    def __init__(self, operation, arguments, options, given_start=True):
         super().__init__(operation, arguments, options)
         self.operation, (self.colors, *rest) = operation, arguments
+        self.doubt = "colours all but as near to two centres" if given_start else "it has begun with others"
         if operation == "assign":
             (self.start,), self.means = rest, []
+        elif operation == "fit" and not given_start:
+            self.start, self.means = rest[-1], []
         else:
             counts, self.start = rest[0], rest[-1]
             assignments = [rest[1]] if operation == "update" else self._assignments(counts, options["iterations"])
@@ -65,7 +71,7 @@ class Near(Exact):
                 # half a unit of the grid is what handing centres over in its units costs
                 judged.append(judge_one(name, actual.astype(np.float32), true, self.means, magnitude=512.0))
             else:
-                judged.append(Judgement(name, "INCONCLUSIVE", "colours all but as near to two centres"))
+                judged.append(Judgement(name, "INCONCLUSIVE", self.doubt))
         return judged
 
     def _judge_assignment(self, actual, centers):

@@ -101,8 +101,8 @@ PEERS = {
         adapters.jax_attention_of_peer,
     ),
     "torch-cross-entropy": Peer("softmax_cross_entropy", "torch", "torch", LOSS, adapters.cross_entropy_of_peer),
-    "torch-layer-norm": Peer("layer_norm", "torch", "torch", Claims(options=("eps",)), adapters.layer_norm_of_peer),
-    "torch-rms-norm": Peer("rms_norm", "torch", "torch", Claims(options=("eps",)), adapters.rms_norm_of_peer),
+    "torch-layer-norm": Peer("layer_norm", "torch", "torch", Claims(), adapters.layer_norm_of_peer),
+    "torch-rms-norm": Peer("rms_norm", "torch", "torch", Claims(), adapters.rms_norm_of_peer),
     "torch-gelu": Peer("gelu", "torch", "torch", Claims(), adapters.gelu_of_peer),
     "torch-linear": Peer("linear", "torch", "torch", Claims(), adapters.linear_of_peer),
     "torch-embedding": Peer("embedding", "torch", "torch", Claims(), adapters.embedding_of_peer),
@@ -117,6 +117,9 @@ PEERS = {
     "open-clip-siglip-loss": Peer("siglip_loss", "torch", "open_clip", LOSS, partial(adapters.open_clip, "SigLipLoss")),
     "scikit-learn-kmeans": Peer("fit", "numpy", "sklearn", KMEANS, adapters.sklearn_kmeans_of_peer),
     "faiss-kmeans": Peer("fit", "numpy", "faiss", KMEANS, adapters.faiss_kmeans_of_peer),
+    "pillow-quantize": Peer(
+        "fit", "numpy", "PIL", replace(KMEANS, given_start=False, most_centers=256), adapters.pillow_quantize_of_peer
+    ),
     "onnxruntime-attention": Peer(
         "attention", "numpy", "onnxruntime onnx", GRAPH_ATTENTION, partial(runtimes.onnx_runtime, "attention")
     ),

@@ -1,0 +1,258 @@
+"""Figures that bars ask for and cases cannot give: of whole procedures, of memory alone, of a process's beginning.
+
+Each is measured in a process of its own: ``python -m saccade.bench.probes NAME THREADS`` prints it as JSON. Two ways of
+doing a thing are timed in turn and the median of their ratios counts, or one after the other where each takes so long
+that ``ROUNDS`` would take minutes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+ROUNDS = 7
+LIMIT = 1200.0  # seconds
+COLORS, ITERATIONS = 512, 10
+
+
+def measure(name, threads):
+    """A probe's figure, or in words why there is none."""
+    counts = {f"{one}_NUM_THREADS": str(threads) for one in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+    command = [sys.executable, "-P", "-m", "saccade.bench.probes", name, str(threads)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, **counts}, timeout=LIMIT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"it took longer than {LIMIT:.0f} s"
+    last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else last[:160]
+
+
+def _ratio(theirs, ours, rounds=ROUNDS):
+    """The median of how much longer theirs takes, both warmed up."""
+    found = []
+    for i in range(rounds + 1):
+        seconds = []
+        for call in (theirs, ours):
+            start = perf_counter()
+            call()
+            seconds.append(perf_counter() - start)
+        found += [seconds[0] / seconds[1]] * (i > 0)
+    return float(np.median(found))
+
+
+def clip_loss_memory():
+    """MB that the CLIP loss of 65,536 pairs and its gradients take beyond those."""
+    import saccade
+    from saccade.bench.device import Processors
+
+    rng = np.random.default_rng(0)
+    images, texts = (rng.standard_normal((65536, 512)).astype(np.float32) for _ in range(2))
+    for x in (images, texts):
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+    scale = np.array(14.3, np.float32)
+
+    def loss(n):
+        out, saved = saccade.clip_loss_forward(images[:n], texts[:n], scale)
+        return saccade.clip_loss_backward(saved, np.ones_like(out))
+
+    loss(64)  # compiled, and not counted
+    found = Processors().figures(lambda: loss(65536))["peak memory"]
+    if found is None:
+        raise OSError("the system does not tell a process's peak memory")
+    return (found - images.nbytes - texts.nbytes) / 2**20
+
+
+def _pixels():
+    """The pixels of the photographs in scikit-image and scikit-learn, (n, 3), and a start for a palette of them."""
+    from saccade import palette
+    from saccade.kernels.numba.palette import initial_centers, unique_colors
+    from saccade.recipes.photographs import photographs
+
+    pixels = np.concatenate([x.reshape(-1, 3) for x in photographs(300).values()])
+    start = initial_centers(*unique_colors(pixels), COLORS, 0) / palette.GRID
+    return np.ascontiguousarray(pixels), start
+
+
+def _own_palette(pixels, start):
+    from saccade.palette import Palette
+
+    return Palette.fit(pixels, COLORS, initial=start, iterations=ITERATIONS)
+
+
+def _same_objective(pixels, ours, centers):
+    """Raises if another's centres are not as good as ours to 0.1 %, or better."""
+    from saccade.reference import palette
+
+    its = palette.unique_colors(pixels)
+    grid = np.rint(palette.GRID * np.asarray(centers, np.float64)).astype(np.int32)
+    theirs = palette.inertia(*its, palette.assign(its[0], grid), grid)
+    if not ours.inertia < 1.001 * theirs:
+        raise ArithmeticError(f"a mean squared distance of {ours.inertia:.4f}, theirs {theirs:.4f}")
+
+
+def _faiss(points, start, weights=None):
+    import faiss  # pyright: ignore[reportMissingImports]
+
+    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": 2**30}
+    made = faiss.Kmeans(3, COLORS, niter=ITERATIONS, **limits)
+    made.train(points, weights=weights, init_centroids=start.astype(np.float32))
+    return made
+
+
+def palette_faiss():
+    """Against faiss on all pixels."""
+    pixels, start = _pixels()
+    theirs = lambda: _faiss(pixels.astype(np.float32), start)  # noqa: E731
+    _same_objective(pixels, _own_palette(pixels, start), theirs().centroids)
+    return _ratio(theirs, lambda: _own_palette(pixels, start), 3)
+
+
+def palette_faiss_weighted():
+    """Against faiss on the distinct colours with weights, which NumPy finds."""
+    pixels, start = _pixels()
+
+    def theirs():
+        packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+        colors, counts = np.unique(packed, return_counts=True)
+        points = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], 1).astype(np.float32)
+        return _faiss(points, start, counts.astype(np.float32))
+
+    _same_objective(pixels, _own_palette(pixels, start), theirs().centroids)
+    return _ratio(theirs, lambda: _own_palette(pixels, start))
+
+
+def palette_scikit_learn():
+    """Against scikit-learn's Lloyd on all pixels."""
+    from sklearn.cluster import KMeans
+
+    pixels, start = _pixels()
+    points = pixels.astype(np.float32)
+
+    def theirs():
+        settings = {"n_init": 1, "max_iter": ITERATIONS, "tol": 0.0, "algorithm": "lloyd"}
+        return KMeans(COLORS, init=start.astype(np.float32), **settings).fit(points)
+
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged after so few steps
+        _same_objective(pixels, _own_palette(pixels, start), theirs().cluster_centers_)
+        return _ratio(theirs, lambda: _own_palette(pixels, start), 1)
+
+
+def _encoded():
+    """Pictures of 32 x 32, a palette whose table is there, and how it encodes them."""
+    pixels, start = _pixels()
+    pictures = pixels[: len(pixels) // 1024 * 1024].reshape(-1, 32, 32, 3)
+    made = _own_palette(pixels, start)
+    made.encode(pictures)
+    return pictures, made
+
+
+def encode_faiss():
+    """Against a search in faiss's flat index."""
+    import faiss  # pyright: ignore[reportMissingImports]
+
+    pictures, made = _encoded()
+    index = faiss.IndexFlatL2(3)
+    index.add(made.centers.astype(np.float32))
+    return _ratio(lambda: index.search(pictures.reshape(-1, 3).astype(np.float32), 1), lambda: made.encode(pictures))
+
+
+def encode_transformers():
+    """Against transformers' ImageGPT processor, on the first 256 of the pictures."""
+    from transformers import ImageGPTImageProcessor
+
+    pictures, made = _encoded()
+    some = list(pictures[:256])
+    theirs = ImageGPTImageProcessor(clusters=made.centers / 127.5 - 1, do_resize=False)
+    return _ratio(lambda: theirs(some), lambda: made.encode(np.stack(some)), 3)
+
+
+def _sampling(b):
+    import torch
+
+    from saccade.bench import model_peers
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    ours, _ = model_peers.ours("imagegpt-S", "float32", "cpu")
+    theirs = model_peers.transformers_module("imagegpt-S")
+    start = torch.full((b, 1), theirs.config.vocab_size - 1)
+
+    def generated(length):
+        with torch.inference_mode():
+            theirs.generate(input_ids=start, max_length=1 + length, do_sample=True, top_k=0, use_cache=True)
+
+    def drawn(length):
+        with torch.inference_mode():
+            ours.generate(start[:, :0], length)
+
+    seconds = []
+    for call in (generated, drawn):
+        call(16)
+        begun = perf_counter()
+        call(ours.config.length)
+        seconds.append(perf_counter() - begun)
+    return seconds[0] / seconds[1]
+
+
+def sampling_1():
+    """Pictures of 1,024 pixels that ImageGPT-S draws, against transformers' ``generate``, one at a time."""
+    return _sampling(1)
+
+
+def sampling_8():
+    """The same of eight at a time."""
+    return _sampling(8)
+
+
+CALL = "import numpy as np, saccade; x = np.ones((1, 2, 50, 64), np.float32); saccade.attention(x, x, x)"
+
+
+def _process_seconds(cache):
+    begun = perf_counter()
+    subprocess.run([sys.executable, "-P", "-c", CALL], env={**os.environ, "NUMBA_CACHE_DIR": cache}, check=True)
+    return perf_counter() - begun
+
+
+def cold_compile():
+    """Seconds of a process that calls attention with nothing compiled."""
+    with tempfile.TemporaryDirectory(prefix="saccade-bench-") as cache:
+        return _process_seconds(cache)
+
+
+def first_call():
+    """Seconds of a process that calls attention, compiled by another before."""
+    with tempfile.TemporaryDirectory(prefix="saccade-bench-") as cache:
+        _process_seconds(cache)
+        return float(np.median([_process_seconds(cache) for _ in range(3)]))
+
+
+def loading():
+    """``saccade.models.load`` of a CLIP ViT-B/32 in Hugging Face's layout, against ``from_pretrained``."""
+    from transformers import CLIPModel
+
+    import saccade.models
+    from saccade.models import clip
+    from saccade.models.variants import VARIANTS
+    from saccade.weights.files import convert
+
+    with tempfile.TemporaryDirectory(prefix="saccade-bench-") as folder:
+        config = VARIANTS["clip-ViT-B/32"]
+        own = Path(folder, "own.safetensors")
+        saccade.models.save(own, clip.initialize(config, seed=0), config)
+        convert(own, Path(folder, "hf"), "hf")
+        return _ratio(
+            lambda: CLIPModel.from_pretrained(Path(folder, "hf")), lambda: saccade.models.load(Path(folder, "hf"))
+        )
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]]()))

@@ -1,0 +1,204 @@
+"""The bench on a GPU where there is none: a simulated one, whose streams are threads and whose events are clocks."""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from time import perf_counter, sleep
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+import saccade
+from saccade.bench import cases, device, report, run, timing, worker
+from saccade.testing.frameworks import Framework
+
+CASE = cases.case("gelu", 16, 30)
+WORK = 0.004  # seconds that the simulated GPU takes for a call
+
+
+class Stream:
+    """Does what is submitted in turn; while a graph is captured, it keeps it instead."""
+
+    def __init__(self):
+        self.thread, self.kept = ThreadPoolExecutor(1), None
+
+    def submit(self, work):
+        if self.kept is not None:
+            return self.kept.append(work)
+        return self.thread.submit(work)
+
+    def wait(self):
+        self.thread.submit(int).result()
+
+
+class Event:
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.passed = CURRENT.submit(perf_counter)
+
+    def synchronize(self):
+        self.passed.result()
+
+    def elapsed_time(self, stop):
+        return 1e3 * (stop.passed.result() - self.passed.result())
+
+
+class Graph:
+    def replay(self):
+        for work in self.work:
+            CURRENT.submit(work)
+
+
+@contextmanager
+def captured(graph):
+    CURRENT.kept = graph.work = []
+    yield
+    CURRENT.kept = None
+
+
+CURRENT, SIDE = Stream(), Stream()
+MEMORY = SimpleNamespace(now=1000, most=1000)
+
+
+def gelu(problem, stream=CURRENT):
+    """A provider whose work is done in a stream after the call has returned."""
+    inputs = problem.arrays("numpy")
+    out = np.full_like(inputs.arguments[0], np.nan)
+
+    def work():
+        sleep(WORK)
+        out[...] = saccade.gelu(*inputs.arguments)
+
+    def forward():
+        MEMORY.most = MEMORY.now + out.nbytes
+        stream.submit(work)
+        return out
+
+    return forward, None
+
+
+def elsewhere(problem):
+    return gelu(problem, SIDE)
+
+
+def patched(problem):
+    """One that takes the events away."""
+    sys.modules["torch"].cuda.Event = None
+    return gelu(problem)
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    made = ModuleType("torch")
+    made.__spec__ = sys.modules["numpy"].__spec__
+    made.set_num_threads = made.ones = lambda *_: None
+    made.uint8, made.version = None, SimpleNamespace(cuda="13.0")
+    made.zeros = lambda *_, **__: SimpleNamespace(add_=lambda _: None)
+    properties = SimpleNamespace(
+        name="Simulated", major=9, minor=0, total_memory=1 << 36, multi_processor_count=4, uuid="1234"
+    )
+    made.cuda = SimpleNamespace(
+        is_available=lambda: True, Event=type("Event", (Event,), {}), CUDAGraph=Graph, graph=captured,
+        synchronize=lambda: (CURRENT.wait(), SIDE.wait()), current_device=lambda: 0,
+        Stream=lambda: SimpleNamespace(wait_stream=lambda _: None), stream=lambda _: captured(Graph()),
+        current_stream=lambda: SimpleNamespace(wait_stream=lambda _: None),
+        get_device_properties=lambda _: properties, memory_allocated=lambda: MEMORY.now,
+        reset_peak_memory_stats=lambda: setattr(MEMORY, "most", MEMORY.now), max_memory_allocated=lambda: MEMORY.most,
+    )  # fmt: skip
+    take = Framework.take
+    monkeypatch.setitem(sys.modules, "torch", made)
+    monkeypatch.setattr(Framework, "take", lambda self, y: (CURRENT.wait(), take(self, y))[1])  # as copies do
+    monkeypatch.setattr(worker, "_threads", lambda count: None)
+    monkeypatch.setitem(sys.modules, "simulated", SimpleNamespace(**{f.__name__: f for f in PROVIDERS}))
+    return made
+
+
+PROVIDERS = (gelu, elsewhere, patched)
+
+
+def row_of(name, **changes):
+    task = {
+        "case": asdict(CASE), "provider": f"simulated:{name}", "base": f"simulated:{name}", "oracle": 0, "seed": 0,
+        "threads": 1, "seconds": 0.05, "samples": 4, "device": "cuda", "graph": False, "caches": timing.CACHES,
+    }  # fmt: skip
+    return worker.row(task | changes, lambda line: None)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_call_takes_what_its_stream_takes(simulated, graph):
+    row = row_of("gelu", graph=graph)
+    assert row["verdict"] == "PASS", row
+    assert all(len(x) >= 4 and WORK < np.median(x) < 20 * WORK for x in row["samples"].values())
+    assert row["gpu"] == {"peak memory": 16 * 30 * 4 * (not graph), "state": None}
+    json.dumps(row)
+
+
+def test_work_in_another_stream_is_found(simulated):
+    row = row_of("elsewhere")
+    assert row["verdict"] == "FAIL" and "samples" not in row, row
+
+
+def test_events_are_taken_before_providers_are_there(simulated):
+    row = row_of("patched")
+    assert row["verdict"] == "PASS" and np.median(row["samples"]["warm"]) > WORK
+
+
+def test_a_graph_that_cannot_be_captured_is_said(simulated):
+    def refuses(graph):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    simulated.cuda.graph = refuses
+    row = row_of("gelu", graph=True)
+    assert row["verdict"] == "does not apply" and "no graph holds it: operation not permitted" in row["reason"]
+
+
+def test_clocks_and_what_slows_them_are_told(simulated, tmp_path, monkeypatch):
+    said = tmp_path / "nvidia-smi"
+    said.write_text('#!/bin/sh\necho "$@" > "$0.asked"\necho "1980, 2619, 45, 300.10, 0x0000000000000024"\n')
+    said.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    state = device.Cuda().state()
+    assert "--id=GPU-1234" in (tmp_path / "nvidia-smi.asked").read_text()
+    assert state == {
+        "processor MHz": "1980", "memory MHz": "2619", "degrees Celsius": "45", "watts": "300.10",
+        "slowed": "0x0000000000000024",
+    }  # fmt: skip
+    assert device.slowed_by(state) == {"power", "heat"}
+    assert device.slowed_by(None) == device.slowed_by({"slowed": "[N/A]"}) == set()
+    limits = {"bandwidth": 1e12, "gemm": {"float32": 1e13}}
+    rows = [{"verdict": "PASS", "gpu": {"peak memory": 1, "state": one}} for one in (state, state, None)]
+    machine = {"processor": {"name": "some"}, "threads": 2, "time": "now", "versions": {}, **device.Cuda().describe()}
+    results = {"machine": machine, "rows": rows, "load": [[0.0], [0.0]], "limits before and after": [limits, limits]}
+    text = report.conditions(results)
+    assert "Simulated, 64 GB, CUDA 13.0, each call with its launches; its clock at 1980 to 1980 MHz" in text
+    assert "slowed down in 2 of 3 rows (heat, power)" in text
+    assert "each call a captured graph" in report.conditions(results | {"graphs": True})
+
+
+def test_a_limit_is_measured_where_calls_run(simulated):
+    lasting = iter([0.5, 0.25, 1.0])
+    one = SimpleNamespace(name="cuda", seconds=lambda call: (None, next(lasting)))
+    from saccade.bench import limits
+
+    assert limits._best(lambda: None, one, 3) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda"}, "torch sees no CUDA GPU"),
+        ({"device": "tpu"}, "device='tpu', expected one of cpu, cuda"),
+        ({"graph": True}, "graph with device='cpu', expected device='cuda'"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(options, message, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        run.run([CASE], ["saccade"], **options)
