@@ -10,7 +10,7 @@ from saccade.recipes.report import figure, page, paragraph, table
 
 BARS = ("bar", "asked", "measured", "holds")
 HEADER = (
-    "case", "provider", "verdict", "cold ms", "warm ms", "× base, cold", "GF/s", "% of limit", "% wasted", "peak MB",
+    "case", "provider", "verdict", "cold ms", "warm ms", "× base", "GF/s", "% of limit", "% wasted", "peak MB",
 )  # fmt: skip
 
 
@@ -28,12 +28,12 @@ def cells(row):
 
 
 def coldest(row):
-    """ "cold", or "warm" for a row that was timed with a warm cache alone."""
+    """The first of ``timing.CACHES`` with which a row was timed."""
     return next(iter(row["seconds"]))
 
 
 def warmest(row):
-    """ "warm", or "cold" for a row that was timed with a cold cache alone."""
+    """The last of them."""
     return list(row["seconds"])[-1]
 
 
@@ -193,7 +193,9 @@ def _ratios(results):
     axes.set_yticks(at, [f"{row['provider']}\n{row['case']}" for row in rows], fontsize=7)
     axes.axvline(1, color="#222", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlabel(f"speed, {', '.join(dict.fromkeys(row['base'] for row in rows))} = 1 ({coldest(rows[0])} cache)")
+    bases = {row["base"] for row in rows}
+    what = bases.pop() if len(bases) == 1 else "the base"
+    axes.set_xlabel(f"speed, {what} = 1 ({coldest(rows[0])} cache)")
     return figure(plot, "Speed relative to the base, with 95 % intervals; to the right of 1 is faster.")
 
 
@@ -208,13 +210,8 @@ def _roofline(results):
     for name in names:
         mine = [row for row in rows if row["provider"] == name]
         intensity = [row["flops"] / row["bytes"] for row in mine]
-        axes.plot(
-            intensity,
-            [row["flops"] / row["seconds"][warmest(row)] / 1e9 for row in mine],
-            "o",
-            label=name,
-            markersize=5,
-        )
+        rates = [row["flops"] / row["seconds"][warmest(row)] / 1e9 for row in mine]
+        axes.plot(intensity, rates, "o", label=name, markersize=5)
     low, high = axes.get_xlim()
     span = np.geomspace(max(low, 0.1), high, 100)
     for dtype, rate in results["limits"]["gemm"].items():
@@ -265,11 +262,13 @@ def _pairs(results, before):
 
 
 def agreement(results, before):
-    """(how many, of how many) ratios to the base, warm, have intervals that meet in two runs on one machine."""
+    """(how many, of how many) ratios to the base, cold and warm, have intervals that meet in two runs of one machine."""
     both = [
-        [one["ratio"][warmest(one)] for one in pair]
-        for pair in _pairs(results, before)
-        if all(one.get("ratio") and one["provider"] != one["base"] for one in pair)
+        (ratio, then["ratio"][cache])
+        for row, then in _pairs(results, before)
+        if row.get("ratio") and then.get("ratio") and row["provider"] != row["base"]
+        for cache, ratio in row["ratio"].items()
+        if cache in then["ratio"]
     ]
     return sum(a["low"] <= b["high"] and b["low"] <= a["high"] for a, b in both), len(both)
 

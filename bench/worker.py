@@ -85,7 +85,7 @@ def _raced(case, contenders, inputs, task, rng, tell, where):
         results.append(timing.entries(mine.taken(returned)))
     if late := timing.stale(mine, results):
         return {"verdict": "FAIL", "reason": f"{late} of {len(mine.seen)} timed calls had not their own results"}
-    burst = int(min(MOST, 1 + BURST / max(1e-9, np.median(mine.samples["warm"]))))
+    burst = int(min(MOST, 1 + BURST / max(1e-9, np.median(mine.samples[task["caches"][-1]]))))
     for _ in range(BURSTS if burst > 1 else 1):
         tell(f"burst begins {burst}")
         for _ in range(burst):

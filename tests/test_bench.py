@@ -155,6 +155,15 @@ def test_a_right_provider_is_timed_beside_the_base(folder):
         assert row["ratio"]["cold"]["low"] <= row["ratio"]["cold"]["median"] <= row["ratio"]["cold"]["high"]
 
 
+@pytest.mark.parametrize("cache", timing.CACHES)
+def test_one_cache_is_enough(folder, cache):
+    rows = rows_of(["right"], caches=(cache,))
+    assert list(rows["right"]["samples"]) == [cache] == list(rows["right"]["ratio"])
+    assert rows["right"]["share of limit"] > 0
+    cells = report.cells(rows["right"])
+    assert (cells[3] == "") == (cache == "warm") and (cells[4] == "") == (cache == "cold") and "[" in cells[5]
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [("zeros", "on the case"), ("cached", "on the case"), ("elsewhere", "on the case"),
@@ -333,9 +342,9 @@ def test_a_slower_run_is_a_regression_and_an_equal_one_is_not():
     fast = {"rows": [made_row(1.0)]}
     other = {"rows": [made_row(1.0, provider=name) for name in ("one", "two", "saccade")]}
     apart = {"rows": [made_row(1.0, provider=name) for name in ("one", "two")]}
-    assert report.agreement(other, apart) == (2, 2)
+    assert report.agreement(other, apart) == (4, 4)
     apart["rows"][0]["ratio"] = {"warm": {"median": 1.2, "low": 1.1, "high": 1.3}}
-    assert report.agreement(other, apart) == (1, 2)
+    assert report.agreement(other, apart) == (2, 3)
     assert report.regressions({"rows": [made_row(1.0)]}, fast) == []
     assert report.regressions(fast, {"rows": [made_row(1.5)]}) == []
     (text,) = report.regressions({"rows": [made_row(1.5)]}, fast)
@@ -457,7 +466,7 @@ def test_the_command_draws_compares_and_replays(tmp_path):
         (tmp_path / name).write_text(json.dumps(results))
     done = command("--replay", str(tmp_path / "new.json"), "--base", str(tmp_path / "old.json"))
     assert done.returncode == 1 and "times as long as before" in done.stdout, done.stdout + done.stderr
-    assert "1 of 1 ratios agree with those of" in done.stdout.replace("\n", " ")
+    assert "2 of 2 ratios agree with those of" in done.stdout.replace("\n", " ")
     old = json.loads((tmp_path / "old.json").read_text())
     old["machine"]["gpu"] = {"name": "another"}
     (tmp_path / "old.json").write_text(json.dumps(old))

@@ -31,12 +31,17 @@ def test_figures_are_those_that_were_measured():
     assert f"{len(MUTANTS)} implementations of all operations with one planted bug each" in text
 
 
+def results_of(name):
+    return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+
+
 def test_the_speed_table_is_what_was_measured():
-    results = json.loads((ROOT / "bench" / "results" / "deck-cpu.json").read_text())
-    assert report.summary(results) in (ROOT / "README.md").read_text()
+    results, text = results_of("deck-cpu"), (ROOT / "README.md").read_text()
+    assert report.summary(results) in text
     assert report.markdown(results) == (ROOT / "bench" / "results" / "deck-cpu.md").read_text()
-    cases_of = {one.name for one in cases.suite("deck")}
-    assert {row["case"] for row in results["rows"]} == cases_of
+    assert {row["case"] for row in results["rows"]} == {one.name for one in cases.suite("deck")}
+    agreeing, of = report.agreement(results_of("deck-cpu-again"), results)
+    assert f"{agreeing} of {of} ratios" in text and agreeing >= 0.95 * of
 
 
 def test_every_block_is_of_a_kind_that_is_tested():

@@ -59,8 +59,8 @@ DTYPES = {
 # Its gradient on CPUs is taken from x itself rather than x minus its mean, and loses digits where x hardly varies.
 NARROWER = {"torch-layer-norm": {"gradients": False}}
 
-# What the oracle found in the pinned version: (the law, claims under which it passes). The gradients of torch's batch
-# norm on CPUs misread strided vectors. Pillow looks for a pixel's nearest colour among those it takes to be near enough.
+# What the oracle found in the pinned versions: (the law, claims under which it passes). The gradients of torch's batch
+# norm on CPUs misread strided vectors. Pillow looks for a nearest colour among those that it takes to be near enough.
 FOUND = {
     "torch-batch-norm": ("gradients", {"dtypes": ("float32",), "layouts": ("dense",)}),
     "pillow-quantize": ("values", {"most_centers": 8}),
