@@ -262,7 +262,7 @@ def _pairs(results, before):
 
 
 def agreement(results, before):
-    """(how many, of how many) ratios to the base, cold and warm, have intervals that meet in two runs of one machine."""
+    """(how many, of how many) ratios to the base, cold and warm, have intervals that meet in two runs on a machine."""
     both = [
         (ratio, then["ratio"][cache])
         for row, then in _pairs(results, before)
