@@ -1,13 +1,16 @@
 """``saccade bench`` on a terminal: a progress bar, the table, the files that were asked for."""
 
 import contextlib
+import functools
 import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from saccade import environment
 from saccade.bench import bars, report
+from saccade.bench.journal import Journal
 from saccade.bench.probes import measure
 from saccade.bench.run import run
 from saccade.recipes.report import write
@@ -15,7 +18,9 @@ from saccade.recipes.report import write
 
 def run_bench(cases, providers, *, out=None, json_file=None, base=None, **options):
     """Run, show and write; the exit status: 1 if something is slower than in ``base``, else 0."""
-    return present(_run(cases, providers, **options), out=out, json_file=json_file, base=base)
+    with _journal(cases, providers, options, out, json_file) as journal:
+        results = _run(cases, providers, journal=journal, **options)
+        return present(results, out=out, json_file=json_file, base=base)
 
 
 def run_bars(operation, providers, *, out=None, json_file=None, base=None, device="cpu", **options):
@@ -24,10 +29,31 @@ def run_bars(operation, providers, *, out=None, json_file=None, base=None, devic
     if not cases:
         raise ValueError(f"bench: no bar is decided by cases of operation={operation!r}")
     once = {"processes": 1, "samples": bars.SAMPLES, "caches": (bars.CACHE[device],)}  # they ask for medians alone
-    results = _run(cases, providers or bars.PROVIDERS[device], device=device, **once, **options)
-    probed = _probed(bars.probes(device, operation), results["machine"]["threads"])
-    results["bars"] = bars.judged(results, probed, device)
-    return present(results, out=out, json_file=json_file, base=base)
+    providers, options = providers or bars.PROVIDERS[device], {"device": device, **once, **options}
+    with _journal(cases, providers, options, out, json_file) as journal:
+        results = _run(cases, providers, journal=journal, **options)
+        probed = _probed(bars.probes(device, operation), results["machine"]["threads"], journal)
+        results["bars"] = bars.judged(results, probed, device)
+        return present(results, out=out, json_file=json_file, base=base)
+
+
+@contextlib.contextmanager
+def _journal(cases, providers, options, out, json_file):
+    """A ``Journal`` beside the results that are to be written; it ends when they are."""
+    results = json_file or (Path(out, "results.json") if out is not None else None)
+    settings = {
+        "cases": [one.name for one in cases], "providers": providers, "options": options,
+        "versions": environment.versions(), "processor": environment.processor(),
+    }  # fmt: skip
+    journal = Journal(None if results is None else f"{results}.partial", settings)
+    if journal.kept:
+        Console(stderr=True).print(f"{len(journal.kept)} rows are there from an interrupted run: {journal.path}")
+    try:
+        yield journal
+    except KeyboardInterrupt:
+        how = "with --json or --out it could go on" if journal.path is None else "the same command goes on"
+        raise ValueError(f"bench: interrupted: {how}") from None
+    journal.close()
 
 
 def _run(cases, providers, **options):
@@ -35,12 +61,12 @@ def _run(cases, providers, **options):
         return run(cases, providers, told=told, **options)
 
 
-def _probed(names, threads):
+def _probed(names, threads, journal):
     with _progress("probes") as told:
         found = {}
         for i, name in enumerate(names):
             told(i, len(names), f"probe {name}")
-            found[name] = measure(name, threads)
+            found[name] = journal.get(f"probe {name}", functools.partial(measure, name, threads))
         return found
 
 

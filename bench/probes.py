@@ -15,6 +15,8 @@ from time import perf_counter
 
 import numpy as np
 
+from saccade.testing.peers import usable_torchvision
+
 ROUNDS = 7
 LIMIT = 1200.0  # seconds
 COLORS, ITERATIONS = 512, 10
@@ -168,6 +170,7 @@ def encode_faiss():
 
 def encode_transformers():
     """Against transformers' ImageGPT processor, on the first 256 of the pictures."""
+    usable_torchvision()
     from transformers import ImageGPTImageProcessor
 
     pictures, made = _encoded()
@@ -181,6 +184,7 @@ def _sampling(b):
 
     from saccade.bench import model_peers
 
+    usable_torchvision()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     ours, _ = model_peers.ours("imagegpt-S", "float32", "cpu")
     theirs = model_peers.transformers_module("imagegpt-S")
@@ -237,6 +241,7 @@ def first_call():
 
 def loading():
     """``saccade.models.load`` of a CLIP ViT-B/32 in Hugging Face's layout, against ``from_pretrained``."""
+    usable_torchvision()
     from transformers import CLIPModel
 
     import saccade.models

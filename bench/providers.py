@@ -190,7 +190,7 @@ def _of_peer(name, compiled, problem):
     width = problem.arguments[0].shape[-1]
     if claims.head_dims is not None and width not in claims.head_dims:
         return None, f"it takes no head dimension {width}"
-    function = peer.make()
+    function = peer.function()
     inputs = problem.arrays(peer.arrays, claims.axes)
     if peer.arrays == "jax":
         return _by_jax(function, problem, inputs)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from saccade import environment
 from saccade.bench import limits, timing
 from saccade.bench.device import device as device_of
+from saccade.bench.journal import Journal
 from saccade.bench.providers import known, may_apply, provider
 
 LIMIT, CALLS = 300.0, 100  # a row may take so many seconds, and so many calls at the rate of the machine's products
@@ -24,7 +26,7 @@ LIES = 3.0  # how much longer calls may take by this process's clock than by the
 
 def run(
     cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, processes=PROCESSES, caches=timing.CACHES,
-    oracle=4.0, threads=None, seed=0, device="cpu", graph=False, told=None,
+    oracle=4.0, threads=None, seed=0, device="cpu", graph=False, journal=None, told=None,
 ):  # fmt: skip
     """Judge and time: the results as a dictionary that JSON can carry.
 
@@ -41,8 +43,10 @@ def run(
         seed: of all that is drawn.
         device: "cpu" or "cuda".
         graph: on a GPU, whether a captured graph of a call is timed, without its launches.
+        journal: a ``Journal`` of rows that an interrupted run has measured, and of those to come.
         told: called with (done, of, what) before each row.
     """
+    journal = journal or Journal(None, {})
     threads, where = threads or len(os.sched_getaffinity(0)), device_of(device)
     if graph and device == "cpu":
         raise ValueError("bench: graph with device='cpu', expected device='cuda': graphs are of launches on a GPU")
@@ -77,7 +81,7 @@ def run(
                 "case": asdict(case), "provider": name, "base": base, "oracle": 0 if key in judged else oracle,
                 "limit": limit, **common,
             }  # fmt: skip
-            row = judged.get(key) or _joined(task, processes)
+            row = judged.get(key) or journal.get(f"{case.name}: {name}", partial(_joined, task, processes))
             if row.get("oracle"):  # what it said of this provider holds for its other cases
                 judged[key] = row if row["oracle"] != "PASS" else {}
             row = {"case": case.name, **asdict(case), "provider": name, "base": base, **row}

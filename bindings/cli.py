@@ -105,7 +105,7 @@ def _application(typer):
         threads: int = typer.Option(None, help="For every provider; all processors if not given."),
         seed: int = typer.Option(0, help="Seed of everything that is drawn."),
         out: Path = typer.Option(None, help="Folder for index.html, table.md, summary.md and results.json."),
-        json_file: Path = typer.Option(None, "--json", help="Write the results with every sample to this file."),
+        json_file: Path = typer.Option(None, "--json", help="Write every sample here; an interrupted run goes on."),
         base: Path = typer.Option(None, help="Results of an earlier run: exit status 1 if something is slower now."),
         replay: Path = typer.Option(None, help="Show, write and compare these results instead of running."),
     ):

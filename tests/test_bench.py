@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from saccade.bench import bars, cases, judging, limits, probes, report, run, timing
+from saccade.bench import bars, cases, console, judging, limits, probes, report, run, timing
+from saccade.bench.journal import Journal
 from saccade.bench.problem import Problem
 from saccade.bench.providers import claims_of, known, provider
 from saccade.testing import gate
@@ -315,6 +316,20 @@ def test_every_peer_of_an_operation_is_known_and_others_are_refused():
     assert provider("flash-attn")(problem)[0] is None
 
 
+def test_a_process_that_has_imported_nothing_yet_can_use_every_peer():
+    program = """
+from saccade.bench import cases
+from saccade.bench.problem import Problem
+from saccade.bench.providers import provider
+case = cases.case("clip_loss", 4, 8)
+for name in ("open-clip-loss", "torch-clip-loss"):
+    forward, reason = provider(name)(Problem("clip_loss", *case.inputs(0)))
+    assert forward is not None, reason
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_compiled_providers_belong_to_an_operation_and_need_a_compiler(monkeypatch):
     assert "torch-gelu-compiled" in known("gelu") and "torch-gelu-compiled" not in known("attention")
     x = np.linspace(-4, 4, 30, dtype=np.float32).reshape(5, 6)
@@ -437,6 +452,43 @@ def test_a_palette_that_is_worse_is_no_times_as_fast():
     with pytest.raises(ArithmeticError, match="a mean squared distance of"):
         ours.inertia *= 1.01
         probes._same_objective(pixels, ours, ours.centers)
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    measured = []
+
+    def joined(task, processes):
+        measured.append(task["provider"])
+        return {"verdict": "ERROR", "reason": "not today", "oracle": None}
+
+    def told(done, of, what):
+        if done == 1 and len(measured) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(limits, "measured", lambda dtypes, threads, where: LIMITS)
+    monkeypatch.setattr(run, "_joined", joined)
+    path, names = tmp_path / "out" / "results.json.partial", ["saccade", "torch-gelu", "reference"]
+    with pytest.raises(KeyboardInterrupt):
+        run.run([CASE], names, journal=Journal(path, {"seed": 0}), told=told)
+    path.write_text(path.read_text() + '["gelu n64')  # what was being written
+    journal = Journal(path, {"seed": 0})
+    assert list(journal.kept) == [f"{CASE.name}: saccade"]
+    results = run.run([CASE], names, journal=journal)
+    assert measured == names and [row["provider"] for row in results["rows"]] == names
+    assert Journal(path, {"seed": 0}).kept and not Journal(path, {"seed": 1}).kept
+    journal.close()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("keeps", "says"), [(True, "the same command goes on"), (False, "with --json or --out")])
+def test_an_interruption_is_one_sentence(tmp_path, monkeypatch, keeps, says):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "run", interrupted)
+    with pytest.raises(ValueError, match=f"interrupted: {says}"):
+        console.run_bench([CASE], ["saccade"], json_file=tmp_path / "results.json" if keeps else None)
+    assert (tmp_path / "results.json.partial").exists() == keeps
 
 
 def test_growth_is_fitted():

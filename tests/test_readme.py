@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saccade.bench import cases, report
+from saccade.bench import bars, cases, report
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -42,6 +42,14 @@ def test_the_speed_table_is_what_was_measured():
     assert {row["case"] for row in results["rows"]} == {one.name for one in cases.suite("deck")}
     agreeing, of = report.agreement(results_of("deck-cpu-again"), results)
     assert f"{agreeing} of {of} ratios" in text and agreeing >= 0.95 * of
+
+
+def test_bars_are_what_was_measured():
+    results = results_of("bars-cpu")
+    assert report.markdown(results) == (ROOT / "bench" / "results" / "bars-cpu.md").read_text()
+    assert [row[0] for row in results["bars"]] == [bar.what for bar in bars.BARS]
+    holds = [row[-1] for row in results["bars"]]
+    assert f"{holds.count('yes')} of {holds.count('yes') + holds.count('no')} bars" in (ROOT / "README.md").read_text()
 
 
 def test_every_block_is_of_a_kind_that_is_tested():

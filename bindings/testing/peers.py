@@ -53,6 +53,12 @@ class Peer:
     make: Callable[[], Any]
     device: str | None = None
 
+    def function(self):
+        """The function; its package can be imported from now on."""
+        if self.package in IMPORT_TORCHVISION:
+            usable_torchvision()
+        return self.make()
+
     @property
     def installed(self):
         """Whether the package is there."""
@@ -211,9 +217,7 @@ def peer(name):
     one = PEERS[name]
     if not one.installed:
         raise ValueError(f"{name} needs {one.package}, which is not installed")
-    if one.package in IMPORT_TORCHVISION:
-        usable_torchvision()
-    function = one.make()
+    function = one.function()
     function.__name__ = name
     return function, one.operation, one.arrays, one.claims
 
