@@ -39,7 +39,7 @@ PROVIDERS = {
         "model": ("timm-model", "timm-model-compiled", "saccade-torch"),
     },
 }  # fmt: skip
-CACHE, SAMPLES = {"cpu": "warm", "cuda": "cold"}, 15
+CACHE = {"cpu": "warm", "cuda": "cold"}
 
 
 @dataclass(frozen=True)

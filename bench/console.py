@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from saccade import environment
 from saccade.bench import bars, report
-from saccade.bench.journal import Journal
+from saccade.bench.journal import Journal, sources
 from saccade.bench.probes import measure
 from saccade.bench.run import run
 from saccade.recipes.report import write
@@ -28,8 +28,8 @@ def run_bars(operation, providers, *, out=None, json_file=None, base=None, devic
     cases = [one for one in bars.cases(device) if operation in (None, one.operation)]
     if not cases:
         raise ValueError(f"bench: no bar is decided by cases of operation={operation!r}")
-    once = {"processes": 1, "samples": bars.SAMPLES, "caches": (bars.CACHE[device],)}  # they ask for medians alone
-    providers, options = providers or bars.PROVIDERS[device], {"device": device, **once, **options}
+    providers = providers or bars.PROVIDERS[device]
+    options = {"device": device, "caches": (bars.CACHE[device],), **options}
     with _journal(cases, providers, options, out, json_file) as journal:
         results = _run(cases, providers, journal=journal, **options)
         probed = _probed(bars.probes(device, operation), results["machine"]["threads"], journal)
@@ -43,7 +43,7 @@ def _journal(cases, providers, options, out, json_file):
     results = json_file or (Path(out, "results.json") if out is not None else None)
     settings = {
         "cases": [one.name for one in cases], "providers": providers, "options": options,
-        "versions": environment.versions(), "processor": environment.processor(),
+        "versions": environment.versions(), "processor": environment.processor(), "sources": sources(),
     }  # fmt: skip
     journal = Journal(None if results is None else f"{results}.partial", settings)
     if journal.kept:

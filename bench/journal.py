@@ -1,8 +1,10 @@
 """The rows of a run as they come, in a file beside its results: a run that was interrupted goes on from there."""
 
+import hashlib
 import json
 from pathlib import Path
 
+import saccade
 from saccade.files import replacing
 
 
@@ -40,6 +42,15 @@ class Journal:
         """The run is over: nothing is kept any more."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def sources():
+    """A hash of this project's own code: rows that an earlier state of it measured are no rows of a run to go on."""
+    found = hashlib.sha256()
+    for file in sorted(Path(saccade.__file__).parent.rglob("*")):
+        if file.suffix in (".py", ".cu"):
+            found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def _lines(path):

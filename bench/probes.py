@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from time import perf_counter
 
@@ -140,8 +141,6 @@ def palette_scikit_learn():
     def theirs():
         settings = {"n_init": 1, "max_iter": ITERATIONS, "tol": 0.0, "algorithm": "lloyd"}
         return KMeans(COLORS, init=start.astype(np.float32), **settings).fit(points)
-
-    import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged after so few steps
