@@ -112,6 +112,7 @@ def simulated(monkeypatch):
     )  # fmt: skip
     take = Framework.take
     monkeypatch.setitem(sys.modules, "torch", made)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)  # which another test may have imported: it finds no GPU
     monkeypatch.setattr(Framework, "take", lambda self, y: (CURRENT.wait(), take(self, y))[1])  # as copies do
     monkeypatch.setattr(worker, "_threads", lambda count: None)
     monkeypatch.setitem(sys.modules, "simulated", SimpleNamespace(**{f.__name__: f for f in PROVIDERS}))

@@ -76,3 +76,23 @@ def test_what_spills_is_noticed():
 def test_what_does_not_compile_is_noticed():
     with pytest.raises(AssertionError):
         compiled("this is not a program", ("--gpu-architecture=sm_90",))
+
+
+def test_machine_code_is_kept_and_does_not_flush_small_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "made" / "cache"))
+    path = device.compiled("layers.cu", device.options("float32"), "sm_90")
+    kept = path.stat().st_mtime_ns
+    assert device.compiled("layers.cu", device.options("float32"), "sm_90") == path
+    assert path.stat().st_mtime_ns == kept and list(path.parent.iterdir()) == [path]
+    keeping, flushing = (
+        device.compiled("layers.cu", (*device.options("float32"), f"--ftz={flush}"), "sm_90").read_bytes()
+        for flush in ("false", "true")
+    )
+    assert path.read_bytes() == keeping != flushing
+
+
+def test_what_cannot_be_compiled_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"layers.cu does not compile for sm_20: .*architecture"):
+        device.compiled("layers.cu", device.options("float32"), "sm_20")
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from saccade.kernels.triton import attention, layers, losses, pairs, palette, patches, products
+from saccade.kernels.triton import attention, layers, losses, pairs, palette, patches, products, statistics
 from saccade.kernels.triton.memory import INTERPRETED
 
 # What a program may have: shared memory in bytes (NVIDIA's CUDA guide, AMD's ISA manual), 255 registers on NVIDIA.
@@ -23,14 +23,15 @@ TARGETS = {
     "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
 }
+STATISTICS = "_own_products", "_statistics", "_join_parts"
 # The kernels that are launched, by the first word of what calls them.
 KERNELS = {
     "attention": {attention: ("_forward", "_backward_queries", "_backward_keys")},
     "softmax": {losses: ("_cross_entropy_rows", "_cross_entropy_rows_backward")},
     "sigmoid": {losses: ("_sigmoid_rows", "_sigmoid_rows_backward")},
-    "clip": {pairs: ("_own_products", "_statistics", "_logit_gradients"), products: ("_multiply",)},
+    "clip": {statistics: STATISTICS, pairs: ("_logit_gradients",), products: ("_multiply",)},
     "siglip": {pairs: ("_softplus_sums", "_logit_gradients"), products: ("_multiply",)},
-    "linear": {pairs: ("_own_products", "_statistics", "_logit_gradients"), products: ("_multiply",)},
+    "linear": {statistics: STATISTICS, pairs: ("_logit_gradients",), products: ("_multiply",)},
     "norm": {layers: ("_norm_rows", "_norm_rows_backward")},
     "gelu": {layers: ("_gelu", "_gelu_backward")},
     "patches": {patches: ("_project", "_project_backward_weight", "_project_backward_images")},

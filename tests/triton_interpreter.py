@@ -16,7 +16,7 @@ from test_torch_ops import CASES as PUBLIC_CASES, cast, through_torch
 from triton_cases import ATTENTION, CASES, CROSS_ENTROPY, TENSORS, check_far_keys
 
 from saccade.families import family_of
-from saccade.kernels.triton import attention, layers, losses, pairs, palette, patches, products
+from saccade.kernels.triton import attention, layers, losses, pairs, palette, patches, products, statistics
 from saccade.kernels.triton.memory import INTERPRETED
 from saccade.palette import Palette
 from saccade.reference import palette as exact_palette
@@ -103,7 +103,7 @@ PRODUCTS += ("linear_cross_entropy, smoothed", "patch_embed, a tile and one")
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_panels_and_parts_of_products_add_up(name, monkeypatch):
     """A panel is a tile of rows, sums are taken in two parts: several of each, the last of them not whole."""
-    monkeypatch.setattr(pairs, "STATISTICS_BYTES", 0)
+    monkeypatch.setattr(statistics, "STATISTICS_BYTES", 0)
     monkeypatch.setattr(pairs, "PANEL_BYTES", 0)
     monkeypatch.setattr(products, "SHORTEST", 64)
     operation = name.split(",")[0]
@@ -148,8 +148,8 @@ def test_a_palette_encodes_with_them(monkeypatch):
 
 
 def test_panels_are_as_long_as_memory_allows():
-    assert pairs.panels(1000, 10, 5000, 64) == [slice(0, 448), slice(448, 896), slice(896, 1000)]
-    assert pairs.panels(0, 10, 5000, 64) == []
+    assert statistics.panels(1000, 10, 5000, 64) == [slice(0, 448), slice(448, 896), slice(896, 1000)]
+    assert statistics.panels(0, 10, 5000, 64) == []
 
 
 @pytest.mark.parametrize("label", [-1, 5, 2**40])

@@ -6,29 +6,49 @@
 A program owns a block of queries (forward, dQ) or of keys (dK, dV) of one (b, h) and goes through the other axis:
 scores exist one tile at a time, and no two programs add to the same number. The one exception is a bias that needs
 a gradient: dS is then stored whole, (b, h, t, s) in float32 at least, and summed to the bias's shape by torch.
+Exponentials are powers of two, since those are what GPUs compute.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from saccade.kernels.triton.memory import (
-    FUSION,
-    core_dtype,
-    describe,
-    double_bits,
-    from_double_bits,
-    load_block,
-    load_row,
-    product,
-    store_block,
-    store_row,
-    types,
+from saccade.kernels.triton.attention_gradients import _backward_keys, _backward_queries
+from saccade.kernels.triton.attention_tiles import (
+    LN2,
+    across,
+    along,
+    describe_heads,
+    factor_of,
+    finite_or_zero,
+    keys_seen,
+    length_of,
+    levels,
+    load_heads,
+    place,
+    scale_and_factor,
+    store_heads,
+    turned,
+    unit_of,
+    widths,
+    zeros,
 )
+from saccade.kernels.triton.memory import FUSION, at_most, beside, core_dtype, describe, double_bits, store_row, types
 
-# (longest padded row of a head in bytes, side of a tile of scores, warps, stages): they do not change which function
-# is computed. Tiles of the longest rows still fit the shared memory of every GPU we compile for.
-TILES = ((128, 64, 4, 2), (256, 64, 8, 2), (512, 32, 8, 1), (2048, 16, 8, 1))
+# For each pass (longest padded row of a head in bytes, BLOCK_T, BLOCK_S, warps, stages, most registers), the first that
+# fits: they do not change which function is computed. Tiles of the longest rows still fit the shared memory of every
+# GPU we compile for.
+TILES = {
+    "forward": (
+        (128, 64, 64, 4, 2, 112), (256, 64, 64, 4, 2, None), (512, 32, 32, 8, 1, None), (2048, 16, 16, 8, 1, None)
+    ),
+    "queries": (
+        (128, 64, 64, 4, 2, None), (256, 64, 64, 4, 2, None), (512, 32, 32, 8, 1, None), (2048, 16, 16, 8, 1, None)
+    ),
+    "keys": (
+        (128, 32, 64, 4, 2, None), (256, 32, 64, 4, 2, None), (512, 32, 32, 8, 1, None), (2048, 16, 16, 8, 1, None)
+    ),
+}  # fmt: skip
 
 
 def attention(query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False):
@@ -94,16 +114,16 @@ def _three(qkv):
 
 def _attend(query, key, value, out, scale, *, mask=None, bias=None, causal=False, key_lengths=None):
     """Write ``out`` (b, h, t, e), of any strides; (lse, scale)."""
-    (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
-    tiles = _tiles(query, value)
+    (b, h, t, d), s = query.shape, key.shape[2]
     scale = d**-0.5 if scale is None else float(scale)
     lse = query.new_empty((b, h, t), dtype=core_dtype(query.dtype))
-    extras = describe(mask, (b, h, t, s)), describe(bias, (b, h, t, s)), describe(key_lengths)
+    options = _options("forward", query, key, value, out, mask=mask, causal=causal, key_lengths=key_lengths)
+    heads = [describe_heads(x, options["UNIT"]) for x in (query, key, value, out)]
+    extras = describe(beside(mask, query.dtype), (b, h, t, s)), describe(bias, (b, h, t, s)), describe(key_lengths)
     if lse.numel():
         with torch.cuda.device_of(query):
-            _forward[(b * h * triton.cdiv(t, tiles["BLOCK_T"]),)](
-                describe(query), describe(key), describe(value), *extras, describe(out), describe(lse),
-                double_bits(scale), h, t, s, d, e, CAUSAL=causal, **tiles, **types(query.dtype), **FUSION,
+            _forward[(b * h * triton.cdiv(t, options["BLOCK_T"]),)](
+                *heads[:3], *extras, heads[3], describe(lse), double_bits(scale), h, t, s, **options
             )  # fmt: skip
     return lse, scale
 
@@ -111,198 +131,109 @@ def _attend(query, key, value, out, scale, *, mask=None, bias=None, causal=False
 def _differentiate(saved, grad_out, grad_lse, gradients):
     """Write the gradients for query, key and value, of any strides; return that for bias, None where there is none."""
     query, key, value, bias, mask, key_lengths, out, lse, causal, scale = saved
-    grad_query, grad_key, grad_value = map(describe, gradients)
-    (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
-    tiles = _tiles(query, value)
+    (b, h, t, _), s = query.shape, key.shape[2]
     row_sums = torch.empty_like(lse)
     # tiles that no query of theirs may see are not visited, so not written
     grad_scores = None if bias is None else lse.new_zeros((b, h, t, s))
-    arrays = describe(query), describe(key), describe(value)
-    extras = describe(mask, (b, h, t, s)), describe(bias, (b, h, t, s)), describe(key_lengths)
-    sizes = double_bits(scale), h, t, s, d, e
-    options = dict(CAUSAL=causal, **tiles, **types(query.dtype), **FUSION)
+    arrays = query, key, value, out, grad_out, *gradients
+    queries, keys = (
+        _options(name, *arrays, mask=mask, causal=causal, key_lengths=key_lengths) for name in ("queries", "keys")
+    )  # fmt: skip
+    *inputs, out, grad_out, grad_query, grad_key, grad_value = (describe_heads(x, queries["UNIT"]) for x in arrays)
+    extras = describe(beside(mask, query.dtype), (b, h, t, s)), describe(bias, (b, h, t, s)), describe(key_lengths)
+    sizes = double_bits(scale), h, t, s
     with torch.cuda.device_of(query):
         if lse.numel():
-            _backward_queries[(b * h * triton.cdiv(t, tiles["BLOCK_T"]),)](
-                *arrays, *extras, describe(out), describe(lse), describe(grad_out), describe(grad_lse),
-                describe(row_sums), grad_query, describe(grad_scores), *sizes, **options,
+            _backward_queries[(b * h * triton.cdiv(t, queries["BLOCK_T"]),)](
+                *inputs, *extras, out, describe(lse), grad_out, describe(grad_lse), describe(row_sums), grad_query,
+                describe(grad_scores), *sizes, **queries,
             )  # fmt: skip
         if b * h * s:
-            _backward_keys[(b * h * triton.cdiv(s, tiles["BLOCK_S"]),)](
-                *arrays, *extras, describe(lse), describe(grad_out), describe(row_sums), grad_key, grad_value,
-                *sizes, **options,
+            _backward_keys[(b * h * triton.cdiv(s, keys["BLOCK_S"]),)](
+                *inputs, *extras, describe(lse), grad_out, describe(row_sums), grad_key, grad_value, *sizes, **keys
             )  # fmt: skip
     return None if bias is None or grad_scores is None else grad_scores.sum_to_size(bias.shape).to(bias.dtype)
 
 
-def _tiles(query, value):
-    """Block sizes, by the longest padded row of a head."""
-    block_d, block_e = (max(16, triton.next_power_of_2(x.shape[-1])) for x in (query, value))
-    for longest, side, warps, stages in TILES:
-        if max(block_d, block_e) * query.element_size() <= longest:
-            return {
-                "BLOCK_T": side, "BLOCK_S": side, "BLOCK_D": block_d, "BLOCK_E": block_e,
-                "num_warps": warps, "num_stages": stages,
-            }  # fmt: skip
-    raise ValueError(
-        f"attention: {query.shape=}, {value.shape=}, expected head dimensions of at most "
-        f"{TILES[-1][0] // query.element_size()} for {query.dtype} on a GPU"
-    )
-
-
-@triton.jit
-def _place(n, h, BLOCK: tl.constexpr):
-    """Which (b, h) this program works on, and its first index along the axis of length n."""
-    blocks = tl.cdiv(n, BLOCK)
-    i_program = tl.program_id(0)
-    i_bh = i_program // blocks
-    return (i_bh // h).to(tl.int64), (i_bh % h).to(tl.int64), (i_program % blocks) * BLOCK
-
-
-@triton.jit
-def _length(key_lengths, i_b, s):
-    """How many keys of item b are there to be read."""
-    length = s
-    if key_lengths is not None:
-        length = tl.minimum(tl.load(key_lengths[0] + i_b * key_lengths[1]).to(tl.int32), s)
-    return length
-
-
-@triton.jit
-def _scores(
-    b_products, mask, bias, i_b, i_h, i_t, i_s, t, s, length, scale, CAUSAL: tl.constexpr, CORE: tl.constexpr
-):  # fmt: skip
-    """scale Q Kᵀ + bias from the products of a block, −inf where a key may not be seen; i_t, i_s as in load_block."""
-    b_scores = scale * b_products
-    if bias is not None:
-        b_scores += load_block(bias, i_b, i_h, i_t, i_s, t, length).to(CORE)
-    m_seen = (i_t < t) & (i_s < length)
-    if CAUSAL:
-        m_seen = m_seen & (i_s <= i_t + (s - t))
-    if mask is not None:
-        m_seen = m_seen & (load_block(mask, i_b, i_h, i_t, i_s, t, length) != 0)
-    return tl.where(m_seen, b_scores, float("-inf"))
-
-
-@triton.jit
-def _finite_or_zero(b_top):
-    """What to subtract from scores before exp: where nothing is seen, −inf − −inf would be NaN."""
-    return tl.where(b_top == float("-inf"), 0.0, b_top)
+def _options(name, query, key, value, *others, mask, causal, key_lengths):
+    """The options of a pass's kernel: its tiles, by the longest padded row of a head, and what it is compiled for."""
+    (d, s), e = (query.shape[3], key.shape[2]), value.shape[3]
+    (d_first, d_second), (e_first, e_second) = widths(d), widths(e)
+    row = max(d_first + d_second, e_first + e_second) * query.element_size()
+    fitting = [tiles for longest, *tiles in TILES[name] if row <= longest]
+    if not fitting:
+        raise ValueError(
+            f"attention: {query.shape=}, {value.shape=}, expected head dimensions of at most "
+            f"{TILES[name][-1][0] // query.element_size()} for {query.dtype} on a GPU"
+        )
+    block_t, block_s, warps, stages, registers = fitting[0]
+    rest = s % block_s
+    edge = block_s if causal or mask is not None or key_lengths is not None else max(16, triton.next_power_of_2(rest))
+    return {
+        "D": d, "D_FIRST": d_first, "D_SECOND": d_second, "E": e, "E_FIRST": e_first, "E_SECOND": e_second,
+        "UNIT": unit_of(query, key, value, *others), "CAUSAL": causal, "BLOCK_T": block_t, "BLOCK_S": block_s,
+        **({} if name == "keys" else {"EDGE": edge}),
+        "num_warps": warps, "num_stages": stages, **at_most(registers), **types(query.dtype), **FUSION,
+    }  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["scale_bits"])
 def _forward(
-    query, key, value, mask, bias, key_lengths, out, lse, scale_bits, h, t, s, d, e,
-    CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    CORE: tl.constexpr, PRODUCT: tl.constexpr,
+    query, key, value, mask, bias, key_lengths, out, lse, scale_bits, h, t, s,
+    D: tl.constexpr, D_FIRST: tl.constexpr, D_SECOND: tl.constexpr,
+    E: tl.constexpr, E_FIRST: tl.constexpr, E_SECOND: tl.constexpr, UNIT: tl.constexpr, CAUSAL: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, EDGE: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    i_b, i_h, first_t = _place(t, h, BLOCK_T)
-    i_t = (first_t + tl.arange(0, BLOCK_T).to(tl.int64))[:, None]
-    i_d, i_e = tl.arange(0, BLOCK_D).to(tl.int64)[None, :], tl.arange(0, BLOCK_E).to(tl.int64)[None, :]
-    scale = from_double_bits(scale_bits, CORE)
-    length = _length(key_lengths, i_b, s)
-    end = length
-    if CAUSAL:
-        end = tl.minimum(length, first_t + BLOCK_T + s - t)
-    b_query = load_block(query, i_b, i_h, i_t, i_d, t, d)
-    b_top = tl.full([BLOCK_T, 1], float("-inf"), CORE)
-    b_total = tl.zeros([BLOCK_T, 1], CORE)
-    b_out = tl.zeros([BLOCK_T, BLOCK_E], CORE)
-    for first_s in range(0, end, BLOCK_S):
-        i_s = first_s + tl.arange(0, BLOCK_S).to(tl.int64)
-        b_key = load_block(key, i_b, i_h, i_s[:, None], i_d, length, d)
-        b_value = load_block(value, i_b, i_h, i_s[:, None], i_e, length, e)
-        b_products = product(b_query, tl.trans(b_key), CORE, PRODUCT)
-        b_scores = _scores(b_products, mask, bias, i_b, i_h, i_t, i_s[None, :], t, s, length, scale, CAUSAL, CORE)
-        b_new_top = tl.maximum(b_top, tl.max(b_scores, 1, keep_dims=True))
-        b_shift = _finite_or_zero(b_new_top)
-        b_weights = tl.exp(b_scores - b_shift)
-        b_rescale = tl.exp(b_top - b_shift)
-        b_total = b_total * b_rescale + tl.sum(b_weights, 1, keep_dims=True)
-        b_out = b_out * b_rescale + product(b_weights, b_value, CORE, PRODUCT)
-        b_top = b_new_top
-    b_out = b_out / tl.where(b_total == 0, 1.0, b_total)
-    store_block(out, i_b, i_h, i_t, i_e, t, e, b_out)
-    store_row(lse, i_b, i_h, i_t, t, tl.log(b_total) + _finite_or_zero(b_top))
+    i_b, i_h, first_t = place(t, h, BLOCK_T)
+    i_t = first_t + tl.arange(0, BLOCK_T)
+    scale, factor = scale_and_factor(scale_bits, CORE)
+    length = length_of(key_lengths, i_b, s)
+    whole, end = keys_seen(mask, first_t, t, s, length, CAUSAL, BLOCK_T, BLOCK_S)
+    b_query0, b_query1 = load_heads(query, i_b, i_h, i_t, t, D, D_FIRST, D_SECOND, UNIT, False)
+    b_query0, b_query1 = turned(b_query0, scale, CORE, PRODUCT), turned(b_query1, scale, CORE, PRODUCT)
+    b_top = tl.full([BLOCK_T], float("-inf"), CORE)
+    b_total = tl.zeros([BLOCK_T], CORE)
+    b_out0, b_out1 = zeros(BLOCK_T, E_FIRST, E_SECOND, CORE)
+    for first_s in range(0, whole, BLOCK_S):
+        b_top, b_total, b_out0, b_out1 = _attend_to(
+            b_top, b_total, b_out0, b_out1, b_query0, b_query1, key, value, mask, bias, i_b, i_h, i_t,
+            first_s + tl.arange(0, BLOCK_S), t, s, length, factor,
+            D, D_FIRST, D_SECOND, E, E_FIRST, E_SECOND, UNIT, CAUSAL, True, CORE, PRODUCT,
+        )  # fmt: skip
+    for first_s in range(whole, end, EDGE):
+        b_top, b_total, b_out0, b_out1 = _attend_to(
+            b_top, b_total, b_out0, b_out1, b_query0, b_query1, key, value, mask, bias, i_b, i_h, i_t,
+            first_s + tl.arange(0, EDGE), t, s, length, factor,
+            D, D_FIRST, D_SECOND, E, E_FIRST, E_SECOND, UNIT, CAUSAL, False, CORE, PRODUCT,
+        )  # fmt: skip
+    b_share = (1 / tl.where(b_total == 0, 1.0, b_total))[:, None]
+    store_heads(out, i_b, i_h, i_t, t, b_out0 * b_share, b_out1 * b_share, E, E_FIRST, E_SECOND, UNIT)
+    b_shift = finite_or_zero(b_top) * factor_of(bias, factor, CORE)
+    store_row(lse, i_b, i_h, i_t, t, (tl.log2(b_total) + b_shift) * LN2)
 
 
 @triton.jit
-def _weights_and_score_gradients(b_scores, b_grad_weights, b_lse, b_row_sums):
-    """P and dS of a block from its scores and dP."""
-    b_weights = tl.exp(b_scores - _finite_or_zero(b_lse))
-    return b_weights, tl.where(b_weights == 0, 0.0, b_weights * (b_grad_weights - b_row_sums))
-
-
-@triton.jit(do_not_specialize=["scale_bits"])
-def _backward_queries(
-    query, key, value, mask, bias, key_lengths, out, lse, grad_out, grad_lse, row_sums, grad_query, grad_scores,
-    scale_bits, h, t, s, d, e,
-    CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    CORE: tl.constexpr, PRODUCT: tl.constexpr,
+def _attend_to(
+    b_top, b_total, b_out0, b_out1, b_query0, b_query1, key, value, mask, bias, i_b, i_h, i_t, i_s,
+    t, s, length, factor,
+    D: tl.constexpr, D_FIRST: tl.constexpr, D_SECOND: tl.constexpr,
+    E: tl.constexpr, E_FIRST: tl.constexpr, E_SECOND: tl.constexpr, UNIT: tl.constexpr, CAUSAL: tl.constexpr,
+    WHOLE: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """dQ, and on the way rowsum(dO * O) − dlse, which ``_backward_keys`` needs, and dS if the bias asks for it."""
-    i_b, i_h, first_t = _place(t, h, BLOCK_T)
-    i_t = (first_t + tl.arange(0, BLOCK_T).to(tl.int64))[:, None]
-    i_d, i_e = tl.arange(0, BLOCK_D).to(tl.int64)[None, :], tl.arange(0, BLOCK_E).to(tl.int64)[None, :]
-    scale = from_double_bits(scale_bits, CORE)
-    length = _length(key_lengths, i_b, s)
-    end = length
-    if CAUSAL:
-        end = tl.minimum(length, first_t + BLOCK_T + s - t)
-    b_query = load_block(query, i_b, i_h, i_t, i_d, t, d)
-    b_grad_out = load_block(grad_out, i_b, i_h, i_t, i_e, t, e)
-    b_out = load_block(out, i_b, i_h, i_t, i_e, t, e)
-    b_lse = load_row(lse, i_b, i_h, i_t, t)
-    b_row_sums = tl.sum(b_grad_out.to(CORE) * b_out.to(CORE), 1, keep_dims=True)
-    if grad_lse is not None:
-        b_row_sums -= load_row(grad_lse, i_b, i_h, i_t, t).to(CORE)
-    store_row(row_sums, i_b, i_h, i_t, t, b_row_sums)
-    b_grad_query = tl.zeros([BLOCK_T, BLOCK_D], CORE)
-    for first_s in range(0, end, BLOCK_S):
-        i_s = first_s + tl.arange(0, BLOCK_S).to(tl.int64)
-        b_key = load_block(key, i_b, i_h, i_s[:, None], i_d, length, d)
-        b_value = load_block(value, i_b, i_h, i_s[:, None], i_e, length, e)
-        b_products = product(b_query, tl.trans(b_key), CORE, PRODUCT)
-        b_scores = _scores(b_products, mask, bias, i_b, i_h, i_t, i_s[None, :], t, s, length, scale, CAUSAL, CORE)
-        b_grad_weights = product(b_grad_out, tl.trans(b_value), CORE, PRODUCT)
-        _, b_grad_scores = _weights_and_score_gradients(b_scores, b_grad_weights, b_lse, b_row_sums)
-        if grad_scores is not None:
-            store_block(grad_scores, i_b, i_h, i_t, i_s[None, :], t, length, b_grad_scores)
-        b_grad_query += product(b_grad_scores, b_key, CORE, PRODUCT)
-    store_block(grad_query, i_b, i_h, i_t, i_d, t, d, scale * b_grad_query)
-
-
-@triton.jit(do_not_specialize=["scale_bits"])
-def _backward_keys(
-    query, key, value, mask, bias, key_lengths, lse, grad_out, row_sums, grad_key, grad_value,
-    scale_bits, h, t, s, d, e,
-    CAUSAL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    CORE: tl.constexpr, PRODUCT: tl.constexpr,
-):  # fmt: skip
-    """dK and dV, from blocks of scores that lie transposed, keys down: nothing computed has to be turned round."""
-    i_b, i_h, first_s = _place(s, h, BLOCK_S)
-    i_s = (first_s + tl.arange(0, BLOCK_S).to(tl.int64))[:, None]
-    i_d, i_e = tl.arange(0, BLOCK_D).to(tl.int64)[None, :], tl.arange(0, BLOCK_E).to(tl.int64)[None, :]
-    scale = from_double_bits(scale_bits, CORE)
-    length = _length(key_lengths, i_b, s)
-    b_key = load_block(key, i_b, i_h, i_s, i_d, length, d)
-    b_value = load_block(value, i_b, i_h, i_s, i_e, length, e)
-    b_grad_key = tl.zeros([BLOCK_S, BLOCK_D], CORE)
-    b_grad_value = tl.zeros([BLOCK_S, BLOCK_E], CORE)
-    start = first_s * 0
-    if CAUSAL:  # the block of the first query that sees key first_s
-        start = tl.maximum(first_s - (s - t), 0) // BLOCK_T * BLOCK_T
-    for first_t in range(start, t, BLOCK_T):
-        i_t = first_t + tl.arange(0, BLOCK_T).to(tl.int64)
-        b_query = load_block(query, i_b, i_h, i_t[:, None], i_d, t, d)
-        b_grad_out = load_block(grad_out, i_b, i_h, i_t[:, None], i_e, t, e)
-        b_lse = load_row(lse, i_b, i_h, i_t[None, :], t)
-        b_row_sums = load_row(row_sums, i_b, i_h, i_t[None, :], t)
-        b_products = product(b_key, tl.trans(b_query), CORE, PRODUCT)
-        b_scores = _scores(b_products, mask, bias, i_b, i_h, i_t[None, :], i_s, t, s, length, scale, CAUSAL, CORE)
-        b_grad_weights = product(b_value, tl.trans(b_grad_out), CORE, PRODUCT)
-        b_weights, b_grad_scores = _weights_and_score_gradients(b_scores, b_grad_weights, b_lse, b_row_sums)
-        b_grad_value += product(b_weights, b_grad_out, CORE, PRODUCT)
-        b_grad_key += product(b_grad_scores, b_query, CORE, PRODUCT)
-    store_block(grad_key, i_b, i_h, i_s, i_d, s, d, scale * b_grad_key)
-    store_block(grad_value, i_b, i_h, i_s, i_e, s, e, b_grad_value)
+    """The running maximum, sum of exponentials and output, with keys ``i_s`` taken into account."""
+    b_key0, b_key1 = load_heads(key, i_b, i_h, i_s, length, D, D_FIRST, D_SECOND, UNIT, WHOLE)
+    b_value0, b_value1 = load_heads(value, i_b, i_h, i_s, length, E, E_FIRST, E_SECOND, UNIT, WHOLE)
+    b_products = across(b_query0, b_query1, b_key0, b_key1, D_SECOND, CORE, PRODUCT)
+    b_levels = levels(
+        b_products, mask, bias, i_b, i_h, i_t[:, None], i_s[None, :], t, s, length, factor, CAUSAL, WHOLE, CORE
+    )
+    factor = factor_of(bias, factor, CORE)
+    b_new_top = tl.maximum(b_top, tl.max(b_levels, 1))
+    b_shift = finite_or_zero(b_new_top) * factor
+    b_weights = tl.exp2(b_levels * factor - b_shift[:, None])
+    b_rescale = tl.exp2(b_top * factor - b_shift)
+    b_total = b_total * b_rescale + tl.sum(b_weights, 1)
+    b_out0, b_out1 = along(
+        b_weights, b_value0, b_value1, b_out0 * b_rescale[:, None], b_out1 * b_rescale[:, None], E_SECOND, CORE, PRODUCT
+    )
+    return b_new_top, b_total, b_out0, b_out1

@@ -2,7 +2,7 @@
 
 Where logits are given, a program owns a row of them and goes through its columns a block at a time. The forward pass
 stores one log-sum-exp per row, from which the backward pass recomputes the softmax. Where logits are products they
-exist a tile at a time, or a panel of rows in the backward pass: ``pairs``.
+exist a tile at a time, or a panel of rows in the backward pass: ``statistics`` and ``pairs``.
 """
 
 import torch
@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from saccade.kernels.triton.memory import FUSION, core_dtype, describe, double_bits, from_double_bits, types
-from saccade.kernels.triton.pairs import LOSS, gradients, log1p, own_products, softplus_sums, statistics
+from saccade.kernels.triton.pairs import gradients, softplus_sums
+from saccade.kernels.triton.statistics import LOSS, log1p, own_products, statistics
 
 # Columns read at a time; it does not change which function is computed.
 LARGEST_BLOCK = 1024
@@ -84,7 +85,7 @@ def linear_cross_entropy_forward(hidden, weight, labels, *, ignore_index=-100, l
     """``linear_cross_entropy`` and (hidden, weight, labels, statistics, ignore_index, label_smoothing, reduction)."""
     core = core_dtype(hidden.dtype)
     own = own_products(hidden, weight, labels)
-    of_rows, _, sums = statistics(hidden, weight, own.new_ones(()), own, labels)
+    of_rows, _, sums = statistics(hidden, weight, own.new_ones(()), own, labels, sums=label_smoothing != 0)
     per_row = of_rows[LOSS] - label_smoothing * sums / len(weight) if label_smoothing else of_rows[LOSS]
     per_row = torch.where(labels == ignore_index, 0, per_row + _bad(labels, len(weight), core))
     loss = per_row if reduction == "none" else per_row.sum()

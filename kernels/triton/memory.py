@@ -1,7 +1,7 @@
 """What every kernel here shares: how arrays, dtypes and exact numbers reach a kernel.
 
 An array is passed as the tuple (pointer, stride of each axis); an axis it is broadcast along has stride 0. Indices
-are int64 before they meet a stride, since an offset may exceed 2³¹.
+are compared as int32 and made int64 before they meet a stride, since an offset may exceed 2³¹.
 """
 
 import struct
@@ -42,6 +42,18 @@ def describe(x, shape=None):
     x = x if shape is None else x.expand(shape)
     x = x.view(torch.uint8) if x.dtype == torch.bool else x
     return x, *x.stride()
+
+
+def beside(x, dtype):
+    """``x``, as something else than bytes where products in float64 come of it: Triton 3.6 does not compile those."""
+    small = x is not None and x.element_size() == 1 and dtype == torch.float64
+    return x.to(torch.int32) if small else x
+
+
+def at_most(registers):
+    """The option that bounds a thread's registers, so that more programs run at once, where there is such an option."""
+    known = registers and not INTERPRETED and triton.runtime.driver.active.get_current_target().backend == "cuda"
+    return {"maxnreg": registers} if known else {}
 
 
 def double_bits(x):
@@ -90,26 +102,27 @@ def store_row(x, i_b, i_h, i_row, rows, b_x):
 def load_tile(x, i_row, i_column, rows, columns):
     """A block of a matrix, 0 at and beyond ``rows`` and ``columns``; the indices are as in ``load_block``."""
     m_inside = (i_row < rows) & (i_column < columns)
-    return tl.load(x[0] + i_row * x[1] + i_column * x[2], mask=m_inside, other=0)
+    return tl.load(x[0] + i_row.to(tl.int64) * x[1] + i_column.to(tl.int64) * x[2], mask=m_inside, other=0)
 
 
 @triton.jit
 def store_tile(x, i_row, i_column, rows, columns, b_x):
     """Write what of ``b_x`` lies inside ``rows`` and ``columns``, rounded to the dtype of ``x``."""
     m_inside = (i_row < rows) & (i_column < columns)
-    tl.store(x[0] + i_row * x[1] + i_column * x[2], b_x.to(x[0].dtype.element_ty), mask=m_inside)
+    p_x = x[0] + i_row.to(tl.int64) * x[1] + i_column.to(tl.int64) * x[2]
+    tl.store(p_x, b_x.to(x[0].dtype.element_ty), mask=m_inside)
 
 
 @triton.jit
 def load_vector(x, i, n):
     """A block of a vector, 0 at and beyond ``n``."""
-    return tl.load(x[0] + i * x[1], mask=i < n, other=0)
+    return tl.load(x[0] + i.to(tl.int64) * x[1], mask=i < n, other=0)
 
 
 @triton.jit
 def store_vector(x, i, n, b_x):
     """Write what of ``b_x`` lies inside ``n``, rounded to the dtype of ``x``."""
-    tl.store(x[0] + i * x[1], b_x.to(x[0].dtype.element_ty), mask=i < n)
+    tl.store(x[0] + i.to(tl.int64) * x[1], b_x.to(x[0].dtype.element_ty), mask=i < n)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from saccade.kernels.triton.memory import core_dtype, describe, load_tile, load_vector, product, store_tile
+from saccade.kernels.triton.memory import beside, core_dtype, describe, load_tile, load_vector, product, store_tile
 from saccade.kernels.triton.products import parts_of_sum, tile_at, tile_of_product, tiles_of, transposed
 
 # Columns of a tile of the gradient for images, by bytes a number: as many pointers are alive at once.
@@ -28,12 +28,12 @@ def patch_embed_forward(images, weight, bias=None, *, mean=None, std=None):
     grid = _grid(images, weight)
     patches, features, e = grid[0], weight[0].numel(), len(weight)
     out = weight.new_empty((len(images), grid[1], e))
-    tiles = tiles_of(weight.dtype)
+    tiles, affine, pixels = tiles_of(weight.dtype), _affine(images, weight, mean, std), beside(images, weight.dtype)
     if out.numel():
         with torch.cuda.device_of(images):
             _project[(triton.cdiv(patches, tiles["ROWS"]) * triton.cdiv(e, tiles["COLUMNS"]),)](
-                describe(images), describe(_affine(images, weight, mean, std)), describe(_matrix(weight)),
-                describe(bias), describe(out.view(patches, e)), *grid, features, e, **_sides(weight), **tiles,
+                describe(pixels), describe(affine), describe(_matrix(weight)), describe(bias),
+                describe(out.view(patches, e)), *grid, features, e, **_layout(pixels, weight), **tiles,
             )  # fmt: skip
     return out, (images, weight, bias, mean, std)
 
@@ -51,15 +51,15 @@ def patch_embed_backward(saved, grad_out):
 
 def _weight_gradient(images, weight, affine, grad):
     (e, c, p, _), features, tiles = weight.shape, weight[0].numel(), tiles_of(weight.dtype)
-    grid = _grid(images, weight)
+    grid, pixels = _grid(images, weight), beside(images, weight.dtype)
     blocks = triton.cdiv(e, tiles["ROWS"]) * triton.cdiv(features, tiles["COLUMNS"])
     parts, in_part = parts_of_sum(blocks, grid[0], tiles["DEPTH"])
     out = weight.new_empty((parts, e, features), dtype=affine.dtype)
     if out.numel():
         with torch.cuda.device_of(images):
             _project_backward_weight[(blocks, parts)](
-                describe(images), describe(affine), describe(grad), describe(out), *grid, features, e, in_part,
-                **_sides(weight), **tiles,
+                describe(pixels), describe(affine), describe(grad), describe(out), *grid, features, e, in_part,
+                **_layout(pixels, weight), **tiles,
             )  # fmt: skip
     return out.sum(0).view(e, p, p, c).permute(0, 3, 1, 2).to(weight.dtype, memory_format=torch.contiguous_format)
 
@@ -72,7 +72,7 @@ def _image_gradient(images, weight, affine, grad):
         with torch.cuda.device_of(images):
             _project_backward_images[(triton.cdiv(grid[0], tiles["ROWS"]) * triton.cdiv(features, tiles["COLUMNS"]),)](
                 describe(grad_images), describe(affine), describe(_matrix(weight)), describe(grad), *grid, features,
-                len(weight), **_sides(weight), **tiles,
+                len(weight), **_layout(grad_images, weight), **tiles,
             )  # fmt: skip
     return grad_images
 
@@ -84,9 +84,11 @@ def _grid(images, weight):
     return b * (h // p) * (w // p), (h // p) * (w // p), w // p
 
 
-def _sides(weight):
-    """What a kernel is compiled for: the side of a patch and the number of channels."""
-    return {"P": weight.shape[-1], "C": weight.shape[1]}
+def _layout(images, weight):
+    """What a kernel is compiled for: the side of a patch, the number of channels, and whether rows of pixels lie
+    without gaps, as they are then read many at a time."""
+    c, p = weight.shape[1:3]
+    return {"P": p, "C": c, "DENSE": images.stride()[2:] == (c, 1)}
 
 
 def _matrix(weight):
@@ -95,53 +97,61 @@ def _matrix(weight):
 
 
 def _affine(images, weight, mean, std):
-    """(2, c): what to multiply a pixel of each channel by, and what to add then."""
+    """(2, p p c): what to multiply each number of a patch by, and what to add then."""
     mean, std = (None if x is None else tuple(map(float, x)) for x in (mean, std))
     white = 255.0 if images.dtype == torch.uint8 else 1.0
-    return _affine_of(mean, std, white, weight.shape[1], core_dtype(weight.dtype), images.device)
+    return _affine_of(mean, std, white, *weight.shape[1:3], core_dtype(weight.dtype), images.device)
 
 
 @functools.lru_cache(maxsize=64)  # a copy from the host would stop a CUDA graph from being captured
-def _affine_of(mean, std, white, channels, dtype, device):
+def _affine_of(mean, std, white, channels, side, dtype, device):
     mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
     numbers = [1 / (white * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
-    return torch.tensor(numbers, dtype=dtype, device=device)
+    return torch.tensor(numbers, dtype=dtype).repeat(1, side * side).to(device)
 
 
 @triton.jit
-def _places(images, i_patch, i_feature, in_image, in_row, P: tl.constexpr, C: tl.constexpr):
-    """Pointers to the pixels of a block of the matrix of patches, and their channels."""
-    i_b, i_in_image, i_c = i_patch // in_image, i_patch % in_image, i_feature % C
-    p_patch = images[0] + i_b * images[1] + i_in_image // in_row * P * images[2] + i_in_image % in_row * P * images[3]
-    i_pixel = i_feature // (P * C) * images[2] + i_feature % (P * C) // C * images[3] + i_c * images[4]
-    return p_patch + i_pixel, i_c
+def _places(images, i_patch, i_feature, in_image, in_row, P: tl.constexpr, C: tl.constexpr, DENSE: tl.constexpr):
+    """Pointers to the pixels of a block of the matrix of patches."""
+    i_b, i_in_image = (i_patch // in_image).to(tl.int64), i_patch % in_image
+    i_down, i_along = (i_in_image // in_row).to(tl.int64) * P, (i_in_image % in_row).to(tl.int64) * P
+    i_row, i_in_row = (i_feature // (P * C)).to(tl.int64), i_feature % (P * C)
+    p_rows = images[0] + i_b * images[1] + i_down * images[2]
+    if DENSE:  # in these words the compiler sees what of it is contiguous
+        return p_rows + i_along * C + (i_row * images[2] + i_in_row)
+    i_pixel, i_c = (i_in_row // C).to(tl.int64), (i_in_row % C).to(tl.int64)
+    return p_rows + i_along * images[3] + (i_row * images[2] + i_pixel * images[3] + i_c * images[4])
 
 
 @triton.jit
 def _load_patches(
-    images, affine, i_patch, i_feature, patches, in_image, in_row, features, P: tl.constexpr, C: tl.constexpr
+    images, affine, i_patch, i_feature, patches, in_image, in_row, features,
+    P: tl.constexpr, C: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
-    """A block of the matrix of decoded, normalised patches, 0 at and beyond ``patches`` and ``features``."""
+    """A block of the matrix of decoded, normalised patches; at and beyond ``patches`` and ``features`` any finite
+    number, for something of 0 to be multiplied by."""
     m_inside = (i_patch < patches) & (i_feature < features)
-    p_pixels, i_c = _places(images, i_patch, i_feature, in_image, in_row, P, C)
+    p_pixels = _places(images, i_patch, i_feature, in_image, in_row, P, C, DENSE)
     b_pixels = tl.load(p_pixels, mask=m_inside, other=0).to(affine[0].dtype.element_ty)
-    p_affine = affine[0] + i_c * affine[2]
-    return tl.where(m_inside, b_pixels * tl.load(p_affine) + tl.load(p_affine + affine[1]), 0.0)
+    p_affine = affine[0] + i_feature
+    b_factor = tl.load(p_affine, mask=i_feature < features, other=0)
+    return b_pixels * b_factor + tl.load(p_affine + affine[1], mask=i_feature < features, other=0)
 
 
 @triton.jit
 def _project(
     images, affine, weight, bias, out, patches, in_image, in_row, features, e, P: tl.constexpr, C: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr,
+    DENSE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, CORE: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):  # fmt: skip
     row_block, column_block = tile_at(tl.program_id(0), patches, e, ROWS, COLUMNS)
-    i_patch = (row_block * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None]
-    i_e = (column_block * COLUMNS + tl.arange(0, COLUMNS).to(tl.int64))[None, :]
+    i_patch = (row_block * ROWS + tl.arange(0, ROWS))[:, None]
+    i_e = (column_block * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     b_out = tl.zeros([ROWS, COLUMNS], CORE)
     for first in range(0, features, DEPTH):
-        i_feature = first + tl.arange(0, DEPTH).to(tl.int64)
+        i_feature = first + tl.arange(0, DEPTH)
         b_patches = _load_patches(
-            images, affine, i_patch, i_feature[None, :], patches, in_image, in_row, features, P, C
+            images, affine, i_patch, i_feature[None, :], patches, in_image, in_row, features, P, C, DENSE
         )
         b_weight = load_tile(weight, i_feature[:, None], i_e, features, e)
         b_out += product(b_patches, b_weight, CORE, PRODUCT)
@@ -153,39 +163,41 @@ def _project(
 @triton.jit
 def _project_backward_weight(
     images, affine, grad, out, patches, in_image, in_row, features, e, in_part, P: tl.constexpr, C: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr,
+    DENSE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, CORE: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """dW of ``in_part`` patches: a part of the sum over all."""
     row_block, column_block = tile_at(tl.program_id(0), e, features, ROWS, COLUMNS)
-    i_e = (row_block * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None]
-    i_feature = (column_block * COLUMNS + tl.arange(0, COLUMNS).to(tl.int64))[None, :]
+    i_e = (row_block * ROWS + tl.arange(0, ROWS))[:, None]
+    i_feature = (column_block * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     start = tl.program_id(1) * in_part
     stop = tl.minimum(start + in_part, patches)
     b_out = tl.zeros([ROWS, COLUMNS], CORE)
     for first in range(start, stop, DEPTH):
-        i_patch = first + tl.arange(0, DEPTH).to(tl.int64)
+        i_patch = first + tl.arange(0, DEPTH)
         b_grad = load_tile(transposed(grad), i_e, i_patch[None, :], e, stop)
         b_patches = _load_patches(
-            images, affine, i_patch[:, None], i_feature, stop, in_image, in_row, features, P, C
+            images, affine, i_patch[:, None], i_feature, stop, in_image, in_row, features, P, C, DENSE
         )  # fmt: skip
         b_out += product(b_grad, b_patches, CORE, PRODUCT)
-    p_out = out[0] + tl.program_id(1).to(tl.int64) * out[1] + i_e * out[2] + i_feature * out[3]
+    p_out = out[0] + tl.program_id(1).to(tl.int64) * out[1] + i_e.to(tl.int64) * out[2] + i_feature * out[3]
     tl.store(p_out, b_out, mask=(i_e < e) & (i_feature < features))
 
 
 @triton.jit
 def _project_backward_images(
     grad_images, affine, weight, grad, patches, in_image, in_row, features, e, P: tl.constexpr, C: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr,
+    DENSE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, CORE: tl.constexpr,
+    PRODUCT: tl.constexpr,
 ):  # fmt: skip
     row_block, column_block = tile_at(tl.program_id(0), patches, features, ROWS, COLUMNS)
-    i_patch = (row_block * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None]
-    i_feature = (column_block * COLUMNS + tl.arange(0, COLUMNS).to(tl.int64))[None, :]
+    i_patch = (row_block * ROWS + tl.arange(0, ROWS))[:, None]
+    i_feature = (column_block * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     b_grad = tile_of_product(
         grad, transposed(weight), i_patch, i_feature, patches, features, 0, e, ROWS, COLUMNS, DEPTH, CORE, PRODUCT
     )
-    p_pixels, i_c = _places(grad_images, i_patch, i_feature, in_image, in_row, P, C)
-    b_grad *= tl.load(affine[0] + i_c * affine[2])
+    p_pixels = _places(grad_images, i_patch, i_feature, in_image, in_row, P, C, DENSE)
+    b_grad *= tl.load(affine[0] + i_feature, mask=i_feature < features, other=0)
     tl.store(
         p_pixels, b_grad.to(grad_images[0].dtype.element_ty), mask=(i_patch < patches) & (i_feature < features)
     )  # fmt: skip

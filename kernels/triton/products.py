@@ -66,7 +66,7 @@ def tile_of_product(
     """A block of a b, summed over [start, stop); the indices lie as in ``load_block``."""
     b_total = tl.zeros([ROWS, COLUMNS], CORE)
     for first in range(start, stop, DEPTH):
-        i_depth = first + tl.arange(0, DEPTH).to(tl.int64)
+        i_depth = first + tl.arange(0, DEPTH)
         b_a = load_tile(a, i_row, i_depth[None, :], rows, stop)
         b_b = load_tile(b, i_depth[:, None], i_column, stop, columns)
         b_total += product(b_a, b_b, CORE, PRODUCT)
@@ -80,13 +80,13 @@ def _multiply(
 ):  # fmt: skip
     i_part = tl.program_id(1).to(tl.int64)
     row_block, column_block = tile_at(tl.program_id(0), m, n, ROWS, COLUMNS)
-    i_row = (row_block * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None]
-    i_column = (column_block * COLUMNS + tl.arange(0, COLUMNS).to(tl.int64))[None, :]
+    i_row = (row_block * ROWS + tl.arange(0, ROWS))[:, None]
+    i_column = (column_block * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     start = tl.program_id(1) * in_part
     b_out = tile_of_product(
         a, b, i_row, i_column, m, n, start, tl.minimum(start + in_part, k), ROWS, COLUMNS, DEPTH, CORE, PRODUCT
     )
-    p_out = out[0] + i_part * out[1] + i_row * out[2] + i_column * out[3]
+    p_out = out[0] + i_part * out[1] + i_row.to(tl.int64) * out[2] + i_column.to(tl.int64) * out[3]
     m_inside = (i_row < m) & (i_column < n)
     if ADD:
         b_out += tl.load(p_out, mask=m_inside, other=0)
