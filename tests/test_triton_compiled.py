@@ -36,7 +36,7 @@ KERNELS = {
     "gelu": {layers: ("_gelu", "_gelu_backward")},
     "patches": {patches: ("_project", "_project_backward_weight", "_project_backward_images")},
     "patches,": {patches: ("_project", "_project_backward_weight")},
-    "palette": {palette: ("_assign", "_update")},
+    "palette": {palette: ("_assign", "_list_nearest", "_assign_listed", "_update")},
     "l2": {layers: ("_l2_rows", "_l2_rows_backward")},
 }
 
@@ -136,6 +136,7 @@ def palette_kernels():
     """Both steps of Lloyd's algorithm."""
     colors, centers = torch.zeros(5, 3, dtype=torch.uint8), torch.zeros(512, 3, dtype=torch.int32)
     palette.update(colors, torch.ones(5, dtype=torch.int64), palette.assign(colors, centers), centers)
+    palette.assign(colors.expand(1 << 17, 5, 3), centers)
 
 
 CALLS = {

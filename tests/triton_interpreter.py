@@ -140,6 +140,18 @@ def test_a_palettes_sums_exceed_32_bits_and_a_block():
     assert np.array_equal(moved.numpy(), exact_palette.update(colors, counts, expected, centers))
 
 
+@pytest.mark.parametrize("k", [1, 40])
+def test_colors_have_the_nearest_of_those_listed_for_their_cells(k, monkeypatch):
+    monkeypatch.setattr(palette, "CELL_BITS", 2)
+    rng = np.random.default_rng(k)
+    colors, centers = rng.integers(0, 256, (1500, 3)).astype(np.uint8), rng.integers(0, 255 * 4096 + 1, (k, 3))
+    centers[k // 2 :: 3] = centers[0]  # equals, of which the first counts
+    centers[1:2] = 4096 * np.array([63, 64, 255])  # on the sides of cells
+    centers = centers.astype(np.int32)
+    found = palette.assign(torch.from_numpy(colors), torch.from_numpy(centers))
+    assert np.array_equal(found.numpy(), exact_palette.assign(colors, centers))
+
+
 def test_a_palette_encodes_with_them(monkeypatch):
     monkeypatch.setitem(BACKENDS, "cpu", ("triton",))
     rng = np.random.default_rng(0)

@@ -1,8 +1,10 @@
 """The palette on GPUs: the same integers as ``saccade.reference.palette``, bit for bit.
 
 A distance is compared without the colour's own square, |centre|² − 2 colour · centre, in float64: its terms are
-integers below 2⁴³, which float64 holds and adds exactly, in any order. Sums over pixels are int64, whose additions
-may come in any order, too: they are the only ones here that are atomic.
+integers below 2⁴³, which float64 holds and adds exactly, in any order. Where pixels are many, the cube of colours is
+cut into cells first, and of each is found which centres can be nearest to a colour in it: those that are no farther
+from the cell than some centre is from its farthest corner. Sums over pixels are int64, whose additions may come in any
+order, too: they are the only ones here that are atomic.
 """
 
 import torch
@@ -14,6 +16,8 @@ from saccade.kernels.triton.memory import FUSION, describe
 GRID = 4096
 TILE = {"BLOCK": 1024, "num_warps": 4}  # pixels of a program
 COPIES = 64  # of the sums, so that few programs meet at one
+CELL_BITS = 5  # of each channel of a cell's number: there are 32³
+MOST_LISTED = 4096  # centres that a program finds a cell's among
 
 
 def assign(colors, centers):
@@ -22,11 +26,21 @@ def assign(colors, centers):
     assignment = torch.empty(len(flat), dtype=torch.int32, device=colors.device)
     wide = centers.to(torch.float64)
     table = torch.cat([wide, (wide * wide).sum(1, keepdim=True)], 1)
-    if len(flat):
+    k, cells = len(centers), 8**CELL_BITS
+    lists = None
+    if len(flat) > 2 * cells and k <= MOST_LISTED:
+        lists, listed = wide.new_empty((cells, k), dtype=torch.int16), wide.new_empty(cells, dtype=torch.int32)
         with torch.cuda.device_of(colors):
-            _assign[(triton.cdiv(len(flat), TILE["BLOCK"]),)](
-                describe(flat), describe(table), assignment, len(flat), len(centers), **TILE, **FUSION
+            _list_nearest[(cells,)](
+                describe(table), lists, listed, k, BLOCK_K=max(16, triton.next_power_of_2(k)), BITS=CELL_BITS, **FUSION
             )  # fmt: skip
+    if len(flat):
+        grid, arguments = (triton.cdiv(len(flat), TILE["BLOCK"]),), (describe(flat), describe(table), assignment)
+        with torch.cuda.device_of(colors):
+            if lists is None:
+                _assign[grid](*arguments, len(flat), k, **TILE, **FUSION)
+            else:
+                _assign_listed[grid](*arguments, lists, listed, len(flat), k, BITS=CELL_BITS, **TILE, **FUSION)
     return assignment.reshape(colors.shape[:-1])
 
 
@@ -77,6 +91,62 @@ def _assign(colors, table, assignment, n, k, BLOCK: tl.constexpr):
         m_nearer = b_score < b_least
         b_least = tl.where(m_nearer, b_score, b_least)
         b_nearest = tl.where(m_nearer, j, b_nearest)
+    tl.store(assignment + i, b_nearest, mask=i < n)
+
+
+@triton.jit
+def _reach(p_centers, i_k, k, first, SIDE: tl.constexpr):
+    """The squares of how far a cell's nearest and farthest are from each centre along a channel, both at least."""
+    b_center = tl.load(p_centers, mask=i_k < k, other=0)
+    b_below, b_above = first * 4096 - b_center, b_center - (first + SIDE - 1) * 4096
+    b_nearest = tl.maximum(tl.maximum(b_below, b_above), 0.0)
+    b_farthest = tl.maximum(tl.abs(b_below), tl.abs(b_above))
+    return b_nearest * b_nearest, b_farthest * b_farthest
+
+
+@triton.jit
+def _list_nearest(table, lists, listed, k, BLOCK_K: tl.constexpr, BITS: tl.constexpr):
+    """Which centres may be nearest to a colour of a cell, in their order, and how many they are."""
+    SIDE: tl.constexpr = 256 >> BITS
+    cell = tl.program_id(0)
+    i_k = tl.arange(0, BLOCK_K)
+    b_nearest, b_farthest = tl.zeros([BLOCK_K], tl.float64), tl.zeros([BLOCK_K], tl.float64)
+    for channel in tl.static_range(3):  # pyright: ignore[reportGeneralTypeIssues]
+        first = (((cell >> (2 - channel) * BITS) % (1 << BITS)) * SIDE).to(tl.float64)
+        b_near, b_far = _reach(table[0] + i_k * table[1] + channel * table[2], i_k, k, first, SIDE)
+        b_nearest += b_near
+        b_farthest += b_far
+    least = tl.min(tl.where(i_k < k, b_farthest, float("inf")), 0)
+    m_listed = (i_k < k) & (b_nearest <= least)
+    b_places = tl.cumsum(m_listed.to(tl.int32), 0) - 1
+    tl.store(lists + cell.to(tl.int64) * k + b_places, i_k.to(tl.int16), mask=m_listed)
+    tl.store(listed + cell, tl.sum(m_listed.to(tl.int32), 0))
+
+
+@triton.jit
+def _assign_listed(colors, table, assignment, lists, listed, n, k, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """As ``_assign``, of the centres that are listed for each colour's cell."""
+    SHIFT: tl.constexpr = 8 - BITS
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_red, b_green, b_blue = (
+        _load_channel(colors, i, 0, n), _load_channel(colors, i, 1, n), _load_channel(colors, i, 2, n),
+    )  # fmt: skip
+    b_cell = (b_red >> SHIFT).to(tl.int32) << 2 * BITS
+    b_cell += ((b_green >> SHIFT).to(tl.int32) << BITS) + (b_blue >> SHIFT).to(tl.int32)
+    b_count = tl.load(listed + b_cell)
+    p_lists = lists + b_cell.to(tl.int64) * k
+    b_red, b_green, b_blue = b_red.to(tl.float64) * -8192, b_green.to(tl.float64) * -8192, b_blue.to(tl.float64) * -8192
+    b_least = tl.full([BLOCK], float("inf"), tl.float64)
+    b_nearest = tl.zeros([BLOCK], tl.int32)
+    for j in range(tl.max(b_count, 0)):
+        m_more = j < b_count
+        b_center = tl.load(p_lists + j, mask=m_more, other=0).to(tl.int32)
+        p_center = table[0] + b_center * table[1]
+        b_score = b_red * tl.load(p_center) + b_green * tl.load(p_center + table[2])
+        b_score += b_blue * tl.load(p_center + 2 * table[2]) + tl.load(p_center + 3 * table[2])
+        m_nearer = m_more & (b_score < b_least)
+        b_least = tl.where(m_nearer, b_score, b_least)
+        b_nearest = tl.where(m_nearer, b_center, b_nearest)
     tl.store(assignment + i, b_nearest, mask=i < n)
 
 
