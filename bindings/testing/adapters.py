@@ -254,8 +254,8 @@ def liger(name):
     def linear_cross_entropy(hidden, weight, labels, **options):
         return functional.liger_fused_linear_cross_entropy(hidden, weight, labels.long(), **options)
 
-    def layer_norm(x, scale, bias, *, eps=1e-5):
-        return functional.liger_layer_norm(x, scale, bias, eps)
+    def layer_norm(x, scale, bias, *, eps=1e-5):  # it cannot do without a bias
+        return functional.liger_layer_norm(x, scale, scale.new_zeros(scale.shape) if bias is None else bias, eps)
 
     def rms_norm(x, scale, *, eps=1e-5):
         return functional.liger_rms_norm(x, scale, eps, in_place=False)

@@ -146,12 +146,15 @@ PEERS = {
         "gelu", "numpy", "openvino", replace(GRAPH, dtypes=("float32", "bfloat16")), partial(runtimes.openvino, "gelu")
     ),
     "torch-sdpa-efficient": Peer(
-        "attention", "torch", "torch", replace(SDPA, dtypes=("float32", *HALF), deterministic=False),
+        "attention", "torch", "torch",
+        replace(SDPA, dtypes=("float32", *HALF), layouts=("dense",), deterministic=False),
         partial(adapters.sdpa, "EFFICIENT_ATTENTION"), "cuda",
     ),
     "torch-sdpa-cudnn": Peer(
         "attention", "torch", "torch",
-        replace(SDPA, dtypes=HALF, head_dims=EIGHTS, options=("causal", "scale"), deterministic=False),
+        replace(
+            SDPA, dtypes=HALF, layouts=("dense",), head_dims=EIGHTS, options=("causal", "scale"), deterministic=False
+        ),
         partial(adapters.sdpa, "CUDNN_ATTENTION"), "cuda",
     ),
     "flash-attn": Peer("attention", "torch", "flash_attn", FUSED, adapters.flash_attention_of_peer, "cuda"),

@@ -35,19 +35,23 @@ from saccade.kernels.triton.attention_tiles import (
 )
 from saccade.kernels.triton.memory import FUSION, at_most, beside, core_dtype, describe, double_bits, store_row, types
 
-# For each pass (longest padded row of a head in bytes, BLOCK_T, BLOCK_S, warps, stages, most registers), the first that
-# fits: they do not change which function is computed. Tiles of the longest rows still fit the shared memory of every
-# GPU we compile for.
+# For each pass and bytes of a number (longest padded row of a head in bytes, BLOCK_T, BLOCK_S, warps, stages, most
+# registers), the first that fits: they do not change which function is computed. Those of 16-bit numbers were the
+# fastest of some ten on an H100; the others are guesses. Tiles of the longest rows fit every GPU we compile for.
+WIDE = (128, 64, 64, 4, 2, None), (256, 64, 64, 8, 2, None), (512, 32, 32, 8, 1, None), (2048, 16, 16, 8, 1, None)
 TILES = {
-    "forward": (
-        (128, 64, 64, 4, 2, 112), (256, 64, 64, 4, 2, None), (512, 32, 32, 8, 1, None), (2048, 16, 16, 8, 1, None)
-    ),
-    "queries": (
-        (128, 64, 64, 4, 2, None), (256, 64, 64, 4, 2, None), (512, 32, 32, 8, 1, None), (2048, 16, 16, 8, 1, None)
-    ),
-    "keys": (
-        (128, 32, 64, 4, 2, None), (256, 32, 64, 4, 2, None), (512, 32, 32, 8, 1, None), (2048, 16, 16, 8, 1, None)
-    ),
+    "forward": {
+        2: (
+            (128, 64, 64, 4, 3, 128), (160, 64, 64, 4, 2, 128), (192, 64, 64, 4, 2, 168), (256, 64, 64, 4, 3, None),
+            *WIDE[2:],
+        ),
+        4: WIDE, 8: WIDE,
+    },
+    "queries": {
+        2: ((128, 64, 64, 4, 3, 128), (160, 64, 32, 4, 2, 128), (256, 64, 64, 4, 2, None), *WIDE[2:]),
+        4: WIDE, 8: WIDE,
+    },
+    "keys": {2: ((128, 32, 64, 4, 3, 128), (256, 32, 64, 4, 2, None), *WIDE[2:]), 4: WIDE, 8: WIDE},
 }  # fmt: skip
 
 
@@ -159,12 +163,13 @@ def _options(name, query, key, value, *others, mask, causal, key_lengths):
     """The options of a pass's kernel: its tiles, by the longest padded row of a head, and what it is compiled for."""
     (d, s), e = (query.shape[3], key.shape[2]), value.shape[3]
     (d_first, d_second), (e_first, e_second) = widths(d), widths(e)
-    row = max(d_first + d_second, e_first + e_second) * query.element_size()
-    fitting = [tiles for longest, *tiles in TILES[name] if row <= longest]
+    size = query.element_size()
+    row = max(d_first + d_second, e_first + e_second) * size
+    fitting = [tiles for longest, *tiles in TILES[name][size] if row <= longest]
     if not fitting:
         raise ValueError(
             f"attention: {query.shape=}, {value.shape=}, expected head dimensions of at most "
-            f"{TILES[name][-1][0] // query.element_size()} for {query.dtype} on a GPU"
+            f"{TILES[name][size][-1][0] // size} for {query.dtype} on a GPU"
         )
     block_t, block_s, warps, stages, registers = fitting[0]
     rest = s % block_s

@@ -50,10 +50,14 @@ def beside(x, dtype):
     return x.to(torch.int32) if small else x
 
 
+def backend():
+    """Whom kernels are compiled for: "cuda", "hip", or None if they are interpreted."""
+    return None if INTERPRETED else triton.runtime.driver.active.get_current_target().backend
+
+
 def at_most(registers):
     """The option that bounds a thread's registers, so that more programs run at once, where there is such an option."""
-    known = registers and not INTERPRETED and triton.runtime.driver.active.get_current_target().backend == "cuda"
-    return {"maxnreg": registers} if known else {}
+    return {"maxnreg": registers} if registers and backend() == "cuda" else {}
 
 
 def double_bits(x):

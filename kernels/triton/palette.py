@@ -14,7 +14,7 @@ import triton.language as tl
 from saccade.kernels.triton.memory import FUSION, describe
 
 GRID = 4096
-TILE = {"BLOCK": 1024, "num_warps": 4}  # pixels of a program
+TILES = {"assign": {"BLOCK": 128, "num_warps": 4}, "update": {"BLOCK": 512, "num_warps": 4}}  # pixels of a program
 COPIES = 64  # of the sums, so that few programs meet at one
 CELL_BITS = 5  # of each channel of a cell's number: there are 32³
 MOST_LISTED = 4096  # centres that a program finds a cell's among
@@ -35,12 +35,13 @@ def assign(colors, centers):
                 describe(table), lists, listed, k, BLOCK_K=max(16, triton.next_power_of_2(k)), BITS=CELL_BITS, **FUSION
             )  # fmt: skip
     if len(flat):
-        grid, arguments = (triton.cdiv(len(flat), TILE["BLOCK"]),), (describe(flat), describe(table), assignment)
+        tile, arguments = TILES["assign"], (describe(flat), describe(table), assignment)
+        grid = (triton.cdiv(len(flat), tile["BLOCK"]),)
         with torch.cuda.device_of(colors):
             if lists is None:
-                _assign[grid](*arguments, len(flat), k, **TILE, **FUSION)
+                _assign[grid](*arguments, len(flat), k, **tile, **FUSION)
             else:
-                _assign_listed[grid](*arguments, lists, listed, len(flat), k, BITS=CELL_BITS, **TILE, **FUSION)
+                _assign_listed[grid](*arguments, lists, listed, len(flat), k, BITS=CELL_BITS, **tile, **FUSION)
     return assignment.reshape(colors.shape[:-1])
 
 
@@ -49,9 +50,9 @@ def update(colors, counts, assignment, centers):
     sums = torch.zeros((COPIES, len(centers), 4), dtype=torch.int64, device=colors.device)
     if len(colors):
         with torch.cuda.device_of(colors):
-            _update[(triton.cdiv(len(colors), TILE["BLOCK"]),)](
+            _update[(triton.cdiv(len(colors), TILES["update"]["BLOCK"]),)](
                 describe(colors), describe(counts), describe(assignment), describe(sums), len(colors),
-                COPIES=COPIES, **TILE, **FUSION,
+                COPIES=COPIES, **TILES["update"], **FUSION,
             )  # fmt: skip
     totals, weights = sums.sum(0).split([3, 1], 1)
     filled = weights.clamp(min=1)

@@ -4,11 +4,11 @@ import torch
 import triton
 import triton.language as tl
 
-from saccade.kernels.triton.memory import FUSION, core_dtype, describe, load_tile, product, types
+from saccade.kernels.triton.memory import FUSION, backend, core_dtype, describe, load_tile, product, types
 
 # Tiles of products by bytes a number; they do not change which function is computed.
 TILES = {
-    2: {"ROWS": 128, "COLUMNS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 3},
+    2: {"ROWS": 128, "COLUMNS": 128, "DEPTH": 64, "num_warps": 4, "num_stages": 3},
     4: {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "num_warps": 4, "num_stages": 2},
     8: {"ROWS": 32, "COLUMNS": 32, "DEPTH": 32, "num_warps": 4, "num_stages": 1},
 }
@@ -18,7 +18,9 @@ SHORTEST = 512  # numbers in a part of a sum
 
 def tiles_of(dtype):
     """The tiles for a dtype, and the dtypes that products are taken in: options of a kernel."""
-    return {**TILES[dtype.itemsize], **types(dtype), **FUSION}
+    tiles = TILES[dtype.itemsize]
+    stages = min(2, tiles["num_stages"]) if backend() == "hip" else tiles["num_stages"]  # 64 KB hold no more
+    return {**tiles, "num_stages": stages, **types(dtype), **FUSION}
 
 
 def multiply(a, b, total=None):

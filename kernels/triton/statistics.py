@@ -20,16 +20,17 @@ import torch
 import triton
 import triton.language as tl
 
-from saccade.kernels.triton.memory import FUSION, core_dtype, describe, load_tile, load_vector, types
+from saccade.kernels.triton.memory import FUSION, at_most, core_dtype, describe, load_tile, load_vector, types
 from saccade.kernels.triton.products import tile_of_product, tiles_of, transposed
 
 STATISTICS_BYTES = 32 << 20  # of what is known of columns before it is joined
 # The tile of products, by bytes a number: smaller than others, since several arrays of its size are alive at once.
 TILES = {
-    2: {"ROWS": 128, "COLUMNS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 3},
+    2: {"ROWS": 64, "COLUMNS": 128, "num_warps": 8},
     4: {"ROWS": 64, "COLUMNS": 32},
     8: {"ROWS": 32, "COLUMNS": 32},
 }
+REGISTERS = {2: 128, 4: None, 8: None}  # of a thread at most, so that several programs run at once
 FEWEST = 1024  # programs, where there are as many tiles
 # Of rows with their own; that of products is theirs. It does not change which function is computed.
 OWN_TILE = {"ROWS": 16, "DEPTH": 128, "num_warps": 4}
@@ -42,7 +43,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def tiles_for(x):
     """The tiles for an array's dtype: both passes take products by the same ones, so that they are the same bit for
     bit. A weight of 1 would else be off by what rounding changed in its logit."""
-    return {**tiles_of(x.dtype), **TILES[x.element_size()]}
+    return {**tiles_of(x.dtype), **TILES[x.element_size()], **at_most(REGISTERS[x.element_size()])}
 
 
 def panels(rows, bytes_of_row, most_bytes, multiple):
