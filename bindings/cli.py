@@ -100,6 +100,7 @@ def _application(typer):
         dtype: list[str] = typer.Option(["float32"], help="May be repeated."),
         gradients: bool = typer.Option(False, help="Time a forward pass with its gradients."),
         seconds: float = typer.Option(1.0, help="Of timing for a row, at least."),
+        processes: int = typer.Option(3, min=1, help="In which every row is timed, one after the other."),
         device: str = typer.Option("cpu", help="cpu, or cuda: torch's and CuPy's GPU."),
         graph: bool = typer.Option(False, help="On a GPU: time a captured graph of a call, without its launches."),
         threads: int = typer.Option(None, help="For every provider; all processors if not given."),
@@ -120,7 +121,10 @@ def _application(typer):
             if replay is not None:
                 sys.exit(console.present(console.read(replay), **files))
             names = providers.split(",") if providers else None
-            options = {"seconds": seconds, "threads": threads, "seed": seed, "device": device, "graph": graph}
+            options = {
+                "seconds": seconds, "processes": processes, "threads": threads, "seed": seed, "device": device,
+                "graph": graph,
+            }  # fmt: skip
             if suite == "bars":
                 sys.exit(console.run_bars(operation, names, **files, **options))
             options_of_case = {"causal": True} if causal else {}

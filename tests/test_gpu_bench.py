@@ -66,5 +66,5 @@ def test_our_own_providers_are_timed(gradients, operation):
 
 
 def test_processors_have_no_place_there():
-    rows = rows_of("saccade-torch", "saccade", "faiss-kmeans", case=cases.case("fit", 1000, 16, iterations=2))
-    assert rows["saccade"]["reason"] == rows["faiss-kmeans"]["reason"] == "it computes on processors"
+    rows = rows_of("saccade-torch", "saccade", "scikit-learn-kmeans", case=cases.case("fit", 1000, 16, iterations=2))
+    assert rows["saccade"]["reason"] == rows["scikit-learn-kmeans"]["reason"] == "it computes on processors"

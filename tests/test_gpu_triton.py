@@ -51,7 +51,7 @@ def test_claims_of_gpu_peers_let_them_be_called(name):
         pytest.skip(f"{PEERS[name].package} is not installed")
     function, operation, arrays, claims = peer(name)
     report = check(function, operation, arrays=arrays, device="cuda", claims=claims, only="values", budget=20.0)
-    assert not any("raised" in one.says for one in report.failures), report
+    assert not [one.says for one in report.failures if "raised" in one.says]
 
 
 @pytest.mark.parametrize("name", ATTENTION)

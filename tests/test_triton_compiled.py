@@ -72,14 +72,13 @@ def compiled(monkeypatch):
     return found
 
 
-def attention_kernels(dtype, d, e=None, extras=False, causal=False):
+def attention_kernels(dtype, d, s=70, extras=False, causal=False):
     """Forward and backward; ``extras``: with a mask, a bias, lengths and lse."""
-    query, key, value = torch.zeros(2, 3, 65, d), torch.zeros(2, 3, 70, d), torch.zeros(2, 3, 70, e or d)
-    query, key, value = (x.to(dtype) for x in (query, key, value))
+    query, key, value = (torch.zeros(2, 3, n, d, dtype=dtype) for n in (65, s, s))
     options = {"causal": causal}
     if extras:
-        options |= {"mask": torch.ones(65, 70, dtype=torch.bool), "bias": torch.zeros(3, 1, 70, dtype=dtype)}
-        options |= {"key_lengths": torch.tensor([7, 70]), "return_lse": True}
+        options |= {"mask": torch.ones(65, s, dtype=torch.bool), "bias": torch.zeros(3, 1, s, dtype=dtype)}
+        options |= {"key_lengths": torch.tensor([7, s]), "return_lse": True}
     out, saved = attention.attention_forward(query, key, value, **options)
     attention.attention_backward(saved, *(out if extras else (out,)))
 
@@ -141,6 +140,7 @@ def palette_kernels():
 
 CALLS = {
     "attention bf16 64": functools.partial(attention_kernels, torch.bfloat16, 64, causal=True),
+    "attention bf16 88, 197 keys": functools.partial(attention_kernels, torch.bfloat16, 88, 197),
     "attention bf16 72, all options": functools.partial(attention_kernels, torch.bfloat16, 72, extras=True),
     "attention f16 128": functools.partial(attention_kernels, torch.float16, 128),
     "attention f32 128": functools.partial(attention_kernels, torch.float32, 128, causal=True),

@@ -14,46 +14,43 @@ import triton
 import triton.language as tl
 
 from saccade.kernels.triton.attention_gradients import _backward_keys, _backward_queries
-from saccade.kernels.triton.attention_short import attend_short, key_blocks
 from saccade.kernels.triton.attention_tiles import (
+    LN2,
     across,
     along,
-    compiled_for,
     describe_heads,
     factor_of,
     finite_or_zero,
     keys_seen,
     length_of,
     levels,
-    load_columns,
     load_heads,
-    longest_row,
     place,
     scale_and_factor,
-    store_attended,
+    store_heads,
     turned,
+    unit_of,
+    widths,
     zeros,
 )
-from saccade.kernels.triton.memory import FUSION, at_most, beside, core_dtype, describe, double_bits
+from saccade.kernels.triton.memory import FUSION, at_most, beside, core_dtype, describe, double_bits, store_row, types
 
 # For each pass and bytes of a number (longest padded row of a head in bytes, BLOCK_T, BLOCK_S, warps, stages, most
 # registers), the first that fits: they do not change which function is computed. Those of 16-bit numbers were the
-# fastest of some ten on an H100; the others are guesses. Tiles of the longest rows fit every GPU we compile for.
+# fastest of some ten on an H100 (bench/results/h100.md); the others are guesses. Tiles of the longest rows fit every
+# GPU we compile for.
 WIDE = (128, 64, 64, 4, 2, None), (256, 64, 64, 8, 2, None), (512, 32, 32, 8, 1, None), (2048, 16, 16, 8, 1, None)
+FORWARD = (160, 64, 64, 4, 2, 128), (192, 64, 64, 4, 2, 168), (256, 64, 64, 4, 3, None), *WIDE[2:]
 TILES = {
-    "forward": {
-        2: (
-            (128, 64, 64, 4, 3, 128), (160, 64, 64, 4, 2, 128), (192, 64, 64, 4, 2, 168), (256, 64, 64, 4, 3, None),
-            *WIDE[2:],
-        ),
-        4: WIDE, 8: WIDE,
-    },
+    "forward": {2: ((128, 64, 64, 4, 3, 128), *FORWARD), 4: WIDE, 8: WIDE},
+    "forward, few keys under a causal mask": {2: ((128, 64, 32, 4, 3, 96), *FORWARD), 4: WIDE, 8: WIDE},
     "queries": {
         2: ((128, 64, 64, 4, 3, 128), (160, 64, 32, 4, 2, 128), (256, 64, 64, 4, 2, None), *WIDE[2:]),
         4: WIDE, 8: WIDE,
     },
     "keys": {2: ((128, 32, 64, 4, 3, 128), (256, 32, 64, 4, 2, None), *WIDE[2:]), 4: WIDE, 8: WIDE},
 }  # fmt: skip
+FEW = 128  # keys
 
 
 def attention(query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False):
@@ -122,10 +119,8 @@ def _attend(query, key, value, out, scale, *, mask=None, bias=None, causal=False
     (b, h, t, d), s = query.shape, key.shape[2]
     scale = d**-0.5 if scale is None else float(scale)
     lse = query.new_empty((b, h, t), dtype=core_dtype(query.dtype))
-    if mask is bias is key_lengths is None and (blocks := key_blocks(query, value, s)):
-        attend_short(query, key, value, out, lse, scale, blocks, causal)
-        return lse, scale
-    options = _options("forward", query, key, value, out, mask=mask, causal=causal, key_lengths=key_lengths)
+    name = "forward, few keys under a causal mask" if causal and s <= FEW else "forward"
+    options = _options(name, query, key, value, out, mask=mask, causal=causal, key_lengths=key_lengths)
     heads = [describe_heads(x, options["UNIT"]) for x in (query, key, value, out)]
     extras = describe(beside(mask, query.dtype), (b, h, t, s)), describe(bias, (b, h, t, s)), describe(key_lengths)
     if lse.numel():
@@ -165,8 +160,10 @@ def _differentiate(saved, grad_out, grad_lse, gradients):
 
 def _options(name, query, key, value, *others, mask, causal, key_lengths):
     """The options of a pass's kernel: its tiles, by the longest padded row of a head, and what it is compiled for."""
+    (d, s), e = (query.shape[3], key.shape[2]), value.shape[3]
+    (d_first, d_second), (e_first, e_second) = widths(d), widths(e)
     size = query.element_size()
-    row = longest_row(query, value) * size
+    row = max(d_first + d_second, e_first + e_second) * size
     fitting = [tiles for longest, *tiles in TILES[name][size] if row <= longest]
     if not fitting:
         raise ValueError(
@@ -174,12 +171,13 @@ def _options(name, query, key, value, *others, mask, causal, key_lengths):
             f"{TILES[name][size][-1][0] // size} for {query.dtype} on a GPU"
         )
     block_t, block_s, warps, stages, registers = fitting[0]
-    rest = key.shape[2] % block_s
+    rest = s % block_s
     edge = block_s if causal or mask is not None or key_lengths is not None else max(16, triton.next_power_of_2(rest))
     return {
-        **compiled_for(query, key, value, *others), "CAUSAL": causal, "BLOCK_T": block_t, "BLOCK_S": block_s,
+        "D": d, "D_FIRST": d_first, "D_SECOND": d_second, "E": e, "E_FIRST": e_first, "E_SECOND": e_second,
+        "UNIT": unit_of(query, key, value, *others), "CAUSAL": causal, "BLOCK_T": block_t, "BLOCK_S": block_s,
         **({} if name == "keys" else {"EDGE": edge}),
-        "num_warps": warps, "num_stages": stages, **at_most(registers), **FUSION,
+        "num_warps": warps, "num_stages": stages, **at_most(registers), **types(query.dtype), **FUSION,
     }  # fmt: skip
 
 
@@ -201,34 +199,34 @@ def _forward(
     b_total = tl.zeros([BLOCK_T], CORE)
     b_out0, b_out1 = zeros(BLOCK_T, E_FIRST, E_SECOND, CORE)
     for first_s in range(0, whole, BLOCK_S):
-        i_s = first_s + tl.arange(0, BLOCK_S)
-        b_key0, b_key1 = load_columns(key, i_b, i_h, i_s, length, D, D_FIRST, D_SECOND, UNIT, True)
-        b_value0, b_value1 = load_heads(value, i_b, i_h, i_s, length, E, E_FIRST, E_SECOND, UNIT, True)
         b_top, b_total, b_out0, b_out1 = _attend_to(
-            b_top, b_total, b_out0, b_out1, b_query0, b_query1, b_key0, b_key1, b_value0, b_value1, mask, bias,
-            i_b, i_h, i_t, i_s, t, s, length, factor, D_SECOND, E_SECOND, CAUSAL, True, CORE, PRODUCT,
+            b_top, b_total, b_out0, b_out1, b_query0, b_query1, key, value, mask, bias, i_b, i_h, i_t,
+            first_s + tl.arange(0, BLOCK_S), t, s, length, factor,
+            D, D_FIRST, D_SECOND, E, E_FIRST, E_SECOND, UNIT, CAUSAL, True, CORE, PRODUCT,
         )  # fmt: skip
     for first_s in range(whole, end, EDGE):
-        i_s = first_s + tl.arange(0, EDGE)
-        b_key0, b_key1 = load_columns(key, i_b, i_h, i_s, length, D, D_FIRST, D_SECOND, UNIT, False)
-        b_value0, b_value1 = load_heads(value, i_b, i_h, i_s, length, E, E_FIRST, E_SECOND, UNIT, False)
         b_top, b_total, b_out0, b_out1 = _attend_to(
-            b_top, b_total, b_out0, b_out1, b_query0, b_query1, b_key0, b_key1, b_value0, b_value1, mask, bias,
-            i_b, i_h, i_t, i_s, t, s, length, factor, D_SECOND, E_SECOND, CAUSAL, False, CORE, PRODUCT,
+            b_top, b_total, b_out0, b_out1, b_query0, b_query1, key, value, mask, bias, i_b, i_h, i_t,
+            first_s + tl.arange(0, EDGE), t, s, length, factor,
+            D, D_FIRST, D_SECOND, E, E_FIRST, E_SECOND, UNIT, CAUSAL, False, CORE, PRODUCT,
         )  # fmt: skip
-    store_attended(
-        out, lse, i_b, i_h, i_t, t, b_top, b_total, b_out0, b_out1, factor_of(bias, factor, CORE),
-        E, E_FIRST, E_SECOND, UNIT,
-    )  # fmt: skip
+    b_share = (1 / tl.where(b_total == 0, 1.0, b_total))[:, None]
+    store_heads(out, i_b, i_h, i_t, t, b_out0 * b_share, b_out1 * b_share, E, E_FIRST, E_SECOND, UNIT)
+    b_shift = finite_or_zero(b_top) * factor_of(bias, factor, CORE)
+    store_row(lse, i_b, i_h, i_t, t, (tl.log2(b_total) + b_shift) * LN2)
 
 
 @triton.jit
 def _attend_to(
-    b_top, b_total, b_out0, b_out1, b_query0, b_query1, b_key0, b_key1, b_value0, b_value1, mask, bias,
-    i_b, i_h, i_t, i_s, t, s, length, factor, D_SECOND: tl.constexpr, E_SECOND: tl.constexpr,
-    CAUSAL: tl.constexpr, WHOLE: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr,
+    b_top, b_total, b_out0, b_out1, b_query0, b_query1, key, value, mask, bias, i_b, i_h, i_t, i_s,
+    t, s, length, factor,
+    D: tl.constexpr, D_FIRST: tl.constexpr, D_SECOND: tl.constexpr,
+    E: tl.constexpr, E_FIRST: tl.constexpr, E_SECOND: tl.constexpr, UNIT: tl.constexpr, CAUSAL: tl.constexpr,
+    WHOLE: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """The running maximum, sum of exponentials and output, with keys ``i_s``, columns here, taken into account."""
+    """The running maximum, sum of exponentials and output, with keys ``i_s`` taken into account."""
+    b_key0, b_key1 = load_heads(key, i_b, i_h, i_s, length, D, D_FIRST, D_SECOND, UNIT, WHOLE)
+    b_value0, b_value1 = load_heads(value, i_b, i_h, i_s, length, E, E_FIRST, E_SECOND, UNIT, WHOLE)
     b_products = across(b_query0, b_query1, b_key0, b_key1, D_SECOND, CORE, PRODUCT)
     b_levels = levels(
         b_products, mask, bias, i_b, i_h, i_t[:, None], i_s[None, :], t, s, length, factor, CAUSAL, WHOLE, CORE

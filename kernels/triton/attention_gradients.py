@@ -77,11 +77,11 @@ def _from_keys(
     """The sum of dS K with keys ``i_s`` in it."""
     b_key0, b_key1 = load_heads(key, i_b, i_h, i_s, length, D, D_FIRST, D_SECOND, UNIT, WHOLE)
     b_value0, b_value1 = load_heads(value, i_b, i_h, i_s, length, E, E_FIRST, E_SECOND, UNIT, WHOLE)
-    b_products = across(b_query0, b_query1, tl.trans(b_key0), tl.trans(b_key1), D_SECOND, CORE, PRODUCT)
+    b_products = across(b_query0, b_query1, b_key0, b_key1, D_SECOND, CORE, PRODUCT)
     b_levels = levels(
         b_products, mask, bias, i_b, i_h, i_t[:, None], i_s[None, :], t, s, length, factor, CAUSAL, WHOLE, CORE
     )
-    b_grad_weights = across(b_grad_out0, b_grad_out1, tl.trans(b_value0), tl.trans(b_value1), E_SECOND, CORE, PRODUCT)
+    b_grad_weights = across(b_grad_out0, b_grad_out1, b_value0, b_value1, E_SECOND, CORE, PRODUCT)
     _, b_grad_scores = weights_and_gradients(
         b_levels, b_grad_weights, b_lse[:, None], b_row_sums[:, None], factor_of(bias, factor, CORE), WHOLE
     )
@@ -152,11 +152,11 @@ def _from_queries(
     b_grad_out0, b_grad_out1 = load_heads(grad_out, i_b, i_h, i_t, t, E, E_FIRST, E_SECOND, UNIT, False)
     b_lse = finite_or_zero(load_row(lse, i_b, i_h, i_t, t)) * LOG2E
     b_row_sums = load_row(row_sums, i_b, i_h, i_t, t)
-    b_products = across(b_key0, b_key1, tl.trans(b_query0), tl.trans(b_query1), D_SECOND, CORE, PRODUCT)
+    b_products = across(b_key0, b_key1, b_query0, b_query1, D_SECOND, CORE, PRODUCT)
     b_levels = levels(
         b_products, mask, bias, i_b, i_h, i_t[None, :], i_s[:, None], t, s, length, factor, CAUSAL, WHOLE, CORE
     )
-    b_grad_weights = across(b_value0, b_value1, tl.trans(b_grad_out0), tl.trans(b_grad_out1), E_SECOND, CORE, PRODUCT)
+    b_grad_weights = across(b_value0, b_value1, b_grad_out0, b_grad_out1, E_SECOND, CORE, PRODUCT)
     b_weights, b_grad_scores = weights_and_gradients(
         b_levels, b_grad_weights, b_lse[None, :], b_row_sums[None, :], factor_of(bias, factor, CORE), WHOLE
     )

@@ -8,7 +8,7 @@ an edge, of the sequence or of what may be seen, EDGE at a time. 197 keys are th
 import triton
 import triton.language as tl
 
-from saccade.kernels.triton.memory import from_double_bits, load_block, product, store_row, types
+from saccade.kernels.triton.memory import from_double_bits, load_block, product
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -22,21 +22,9 @@ def widths(n):
     return (first, second) if first >= 16 and first + second < whole else (whole, 0)
 
 
-def longest_row(query, value):
-    """The more numbers that blocks hold of a row of queries or values."""
-    return max(sum(widths(x.shape[-1])) for x in (query, value))
-
-
-def compiled_for(query, key, value, *others):
-    """What kernels are compiled for: sizes of heads, the dtype, and UNIT, which divides all strides but the last. With
-    8, what is loaded begins at 16 bytes."""
-    d, e = query.shape[-1], value.shape[-1]
-    (d_first, d_second), (e_first, e_second) = widths(d), widths(e)
-    strides = [stride for x in (query, key, value, *others) for stride in x.stride()[:-1]]
-    return {
-        "D": d, "D_FIRST": d_first, "D_SECOND": d_second, "E": e, "E_FIRST": e_first, "E_SECOND": e_second,
-        "UNIT": 1 if any(stride % 8 for stride in strides) else 8, **types(query.dtype),
-    }  # fmt: skip
+def unit_of(*arrays):
+    """What divides all strides of arrays but the last, 8 or 1: with 8, what is loaded begins at 16 bytes."""
+    return 8 if all(stride % 8 == 0 for x in arrays for stride in x.stride()[:-1]) else 1
 
 
 def describe_heads(x, unit):
@@ -92,16 +80,6 @@ def load_heads(
 
 
 @triton.jit
-def load_columns(
-    x, i_b, i_h, i_row, rows, COLUMNS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, UNIT: tl.constexpr,
-    WHOLE: tl.constexpr,
-):  # fmt: skip
-    """``load_heads``, each row a column."""
-    b_first, b_second = load_heads(x, i_b, i_h, i_row, rows, COLUMNS, FIRST, SECOND, UNIT, WHOLE)
-    return tl.trans(b_first), tl.trans(b_second)
-
-
-@triton.jit
 def store_heads(
     x, i_b, i_h, i_row, rows, b_first, b_second, COLUMNS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
     UNIT: tl.constexpr,
@@ -123,10 +101,10 @@ def zeros(ROWS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, CORE: t
 
 @triton.jit
 def across(a_first, a_second, b_first, b_second, SECOND: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr):
-    """A B of rows and columns that lie in two blocks."""
-    b_total = product(a_first, b_first, CORE, PRODUCT)
+    """A Bᵀ of rows that lie in two blocks."""
+    b_total = product(a_first, tl.trans(b_first), CORE, PRODUCT)
     if SECOND > 0:
-        b_total += product(a_second, b_second, CORE, PRODUCT)
+        b_total += product(a_second, tl.trans(b_second), CORE, PRODUCT)
     return b_total
 
 
@@ -220,14 +198,3 @@ def weights_and_gradients(b_levels, b_grad_weights, b_lse, b_row_sums, factor, W
     if not WHOLE:
         b_grad_scores = tl.where(b_weights == 0, 0.0, b_grad_scores)
     return b_weights, b_grad_scores
-
-
-@triton.jit
-def store_attended(
-    out, lse, i_b, i_h, i_t, t, b_top, b_total, b_out0, b_out1, factor,
-    E: tl.constexpr, E_FIRST: tl.constexpr, E_SECOND: tl.constexpr, UNIT: tl.constexpr,
-):  # fmt: skip
-    """Write the output and the log-sum-exp of a block of queries."""
-    b_share = (1 / tl.where(b_total == 0, 1.0, b_total))[:, None]
-    store_heads(out, i_b, i_h, i_t, t, b_out0 * b_share, b_out1 * b_share, E, E_FIRST, E_SECOND, UNIT)
-    store_row(lse, i_b, i_h, i_t, t, (tl.log2(b_total) + finite_or_zero(b_top) * factor) * LN2)

@@ -1,0 +1,5 @@
+"""``python -m saccade``: the command line."""
+
+from saccade.cli import main
+
+main()
