@@ -83,6 +83,13 @@ def attention_kernels(dtype, d, s=70, extras=False, causal=False):
     attention.attention_backward(saved, *(out if extras else (out,)))
 
 
+def varlen_kernels(dtype, d, **options):
+    """Forward and backward of packed sequences."""
+    query, lengths = torch.zeros(300, 3, d, dtype=dtype), torch.tensor([0, 7, 7, 300])
+    out, saved = attention.varlen_attention_forward(query, query, query, cumulative_lengths=lengths, **options)
+    attention.varlen_attention_backward(saved, out)
+
+
 def loss_kernels(dtype, k, soft=False):
     """Forward and backward of softmax_cross_entropy."""
     logits = torch.zeros(5, k, dtype=dtype)
@@ -146,6 +153,8 @@ CALLS = {
     "attention f32 128": functools.partial(attention_kernels, torch.float32, 128, causal=True),
     "attention f32, the longest rows": functools.partial(attention_kernels, torch.float32, 512),
     "attention f64 72": functools.partial(attention_kernels, torch.float64, 72),
+    "attention bf16 72, packed": functools.partial(varlen_kernels, torch.bfloat16, 72),
+    "attention f32 64, packed": functools.partial(varlen_kernels, torch.float32, 64, causal=True),
     "softmax bf16": functools.partial(loss_kernels, torch.bfloat16, 1000),
     "softmax f64, soft": functools.partial(loss_kernels, torch.float64, 1000, soft=True),
     "patches, bf16": functools.partial(patch_kernels, torch.bfloat16),
@@ -179,6 +188,7 @@ CALLS = {
 COMPILED = [(call, "sm_90") for call in CALLS if "longest" not in call]
 COMPILED += [("attention bf16 72, all options", target) for target in ("sm_80", "sm_100", "gfx942")]
 COMPILED += [("attention f32, the longest rows", "sm_80"), ("attention f16 128", "sm_100")]
+COMPILED += [("attention bf16 72, packed", target) for target in ("sm_80", "sm_100", "gfx942")]
 COMPILED += [("attention f64 72", "gfx942"), ("softmax bf16", "gfx942")]
 COMPILED += [("clip bf16", target) for target in ("sm_80", "sm_100", "gfx942")]
 COMPILED += [("siglip bf16", "sm_100"), ("linear bf16, smoothed", "gfx942"), ("patches, bf16", "sm_100")]

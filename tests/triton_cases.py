@@ -96,6 +96,17 @@ def _arrays(dtype, *shapes, **options):
     return make
 
 
+def _packed(dtype, lengths, d, e=None, h=2, **options):
+    """Sequences end to end."""
+
+    def make():
+        rng, n = np.random.default_rng(lengths), sum(lengths)
+        arrays = tuple(rng.standard_normal((n, h, one)).astype(dtype) for one in (d, d, d if e is None else e))
+        return arrays, {"cumulative_lengths": np.cumsum([0, *lengths]).astype(np.int32), **options}
+
+    return make
+
+
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -142,6 +153,11 @@ def _number(x, dtype=F32):
 
 
 CASES = {
+    "varlen_attention, blocks and one": _packed(BF16, [65, 1, 0, 64, 3], 72),
+    "varlen_attention, causal": _packed(F32, [0, 130, 17], 24, causal=True),
+    "varlen_attention, wide values, a scale": _packed(F16, [3, 70], 8, e=72, scale=-0.3),
+    "varlen_attention, one that is long": _packed(F64, [100], 16),
+    "varlen_attention, none": _packed(F32, [0, 0], 16),
     "layer_norm, a tile of rows and one": _arrays(BF16, (17, 197), (197,), (197,)),
     "layer_norm, rows a number longer than a tile's": _arrays(F16, (3, 1025), (1025,), (1025,), residual=(3, 1025)),
     "layer_norm, one number a row": _arrays(F32, (5, 1), (1,), None, residual=(5, 1), eps=0.1),

@@ -18,15 +18,19 @@ from saccade.kernels.triton.attention_tiles import (
     LN2,
     across,
     along,
+    blocks_of_sequences,
     describe_heads,
     factor_of,
     finite_or_zero,
+    heads_from,
     keys_seen,
     length_of,
     levels,
     load_heads,
     place,
+    rows_from,
     scale_and_factor,
+    sequence_of,
     store_heads,
     turned,
     unit_of,
@@ -70,8 +74,9 @@ def attention_forward(
         ValueError: d or e is so long that no tile of it fits the GPU.
     """
     out = query.new_empty((*query.shape[:3], value.shape[3]))
+    lse = query.new_empty(query.shape[:3], dtype=core_dtype(query.dtype))
     options = dict(mask=mask, bias=bias, causal=causal, key_lengths=key_lengths)
-    lse, scale = _attend(query, key, value, out, scale, **options)
+    scale = _attend(query, key, value, out, lse, scale, **options)
     saved = query, key, value, bias, mask, key_lengths, out, lse, causal, scale
     return ((out, lse) if return_lse else out), saved
 
@@ -94,8 +99,8 @@ def qkv_attention_forward(qkv, *, causal=False, key_lengths=None, scale=None):
         ValueError: d is so long that no tile of it fits the GPU.
     """
     b, n, _, h, d = qkv.shape
-    out = qkv.new_empty((b, n, h, d))
-    lse, scale = _attend(*_three(qkv), out.transpose(1, 2), scale, causal=causal, key_lengths=key_lengths)
+    out, lse = qkv.new_empty((b, n, h, d)), qkv.new_empty((b, h, n), dtype=core_dtype(qkv.dtype))
+    scale = _attend(*_three(qkv), out.transpose(1, 2), lse, scale, causal=causal, key_lengths=key_lengths)
     return out, (qkv, key_lengths, out, lse, causal, scale)
 
 
@@ -114,52 +119,100 @@ def _three(qkv):
     return query, key, value
 
 
-def _attend(query, key, value, out, scale, *, mask=None, bias=None, causal=False, key_lengths=None):
-    """Write ``out`` (b, h, t, e), of any strides; (lse, scale)."""
+def varlen_attention(query, key, value, *, cumulative_lengths, causal=False, scale=None):
+    """Attention within each of several sequences packed end to end, nhd x nhd x nhe -> nhe."""
+    options = dict(cumulative_lengths=cumulative_lengths, causal=causal, scale=scale)
+    return varlen_attention_forward(query, key, value, **options)[0]
+
+
+def varlen_attention_forward(query, key, value, *, cumulative_lengths, causal=False, scale=None):
+    """``varlen_attention`` and (query, key, value, cumulative_lengths, out, lse, causal, scale).
+
+    Raises:
+        ValueError: d or e is so long that no tile of it fits the GPU.
+    """
+    out = query.new_empty((*query.shape[:2], value.shape[2]))
+    lse = query.new_empty(query.shape[:2], dtype=core_dtype(query.dtype))
+    arrays = map(_as_batch, (query, key, value, out, lse))
+    scale = _attend(*arrays, scale, causal=causal, cumulative_lengths=cumulative_lengths)
+    return out, (query, key, value, cumulative_lengths, out, lse, causal, scale)
+
+
+def varlen_attention_backward(saved, grad_out):
+    """Gradients for query, key and value."""
+    query, key, value, cumulative_lengths, out, lse, causal, scale = saved
+    gradients = tuple(x.new_empty(x.shape) for x in (query, key, value))
+    scale = query.shape[2] ** -0.5 if scale is None else scale
+    whole = *map(_as_batch, (query, key, value)), None, None, None, *map(_as_batch, (out, lse)), causal, scale
+    _differentiate(whole, _as_batch(grad_out), None, tuple(map(_as_batch, gradients)), cumulative_lengths)
+    return gradients
+
+
+def _as_batch(x):
+    """Packed sequences, n h (d), as one item of a batch, 1 h n (d)."""
+    return x.transpose(0, 1)[None]
+
+
+def _attend(
+    query, key, value, out, lse, scale, *, mask=None, bias=None, causal=False, key_lengths=None, cumulative_lengths=None
+):
+    """Write ``out`` (b, h, t, e) and ``lse``, of any strides; the scale."""
     (b, h, t, d), s = query.shape, key.shape[2]
     scale = d**-0.5 if scale is None else float(scale)
-    lse = query.new_empty((b, h, t), dtype=core_dtype(query.dtype))
     name = "forward, few keys under a causal mask" if causal and s <= FEW else "forward"
-    options = _options(name, query, key, value, out, mask=mask, causal=causal, key_lengths=key_lengths)
+    at_edges = causal or any(x is not None for x in (mask, key_lengths, cumulative_lengths))
+    options = _options(name, query, key, value, out, causal=causal, at_edges=at_edges)
     heads = [describe_heads(x, options["UNIT"]) for x in (query, key, value, out)]
+    blocks, table = _blocks(b, t, options["BLOCK_T"], cumulative_lengths)
     extras = describe(beside(mask, query.dtype), (b, h, t, s)), describe(bias, (b, h, t, s)), describe(key_lengths)
     if lse.numel():
         with torch.cuda.device_of(query):
-            _forward[(b * h * triton.cdiv(t, options["BLOCK_T"]),)](
-                *heads[:3], *extras, heads[3], describe(lse), double_bits(scale), h, t, s, **options
-            )  # fmt: skip
-    return lse, scale
+            _forward[(h * blocks,)](
+                *heads[:3], *extras, heads[3], describe(lse), describe(table), double_bits(scale), h, t, s, **options
+            )
+    return scale
 
 
-def _differentiate(saved, grad_out, grad_lse, gradients):
+def _blocks(b, n, block, cumulative_lengths):
+    """(how many blocks of rows there are for each h, the table of those of packed sequences)."""
+    if cumulative_lengths is None:
+        return b * triton.cdiv(n, block), None
+    table = blocks_of_sequences(cumulative_lengths, n, block)
+    return table.shape[1], table
+
+
+def _differentiate(saved, grad_out, grad_lse, gradients, cumulative_lengths=None):
     """Write the gradients for query, key and value, of any strides; return that for bias, None where there is none."""
     query, key, value, bias, mask, key_lengths, out, lse, causal, scale = saved
     (b, h, t, _), s = query.shape, key.shape[2]
-    row_sums = torch.empty_like(lse)
+    row_sums = lse.new_empty(lse.shape)
+    at_edges = causal or any(x is not None for x in (mask, key_lengths, cumulative_lengths))
     # tiles that no query of theirs may see are not visited, so not written
     grad_scores = None if bias is None else lse.new_zeros((b, h, t, s))
     arrays = query, key, value, out, grad_out, *gradients
-    queries, keys = (
-        _options(name, *arrays, mask=mask, causal=causal, key_lengths=key_lengths) for name in ("queries", "keys")
-    )  # fmt: skip
+    queries, keys = (_options(name, *arrays, causal=causal, at_edges=at_edges) for name in ("queries", "keys"))
     *inputs, out, grad_out, grad_query, grad_key, grad_value = (describe_heads(x, queries["UNIT"]) for x in arrays)
     extras = describe(beside(mask, query.dtype), (b, h, t, s)), describe(bias, (b, h, t, s)), describe(key_lengths)
     sizes = double_bits(scale), h, t, s
     with torch.cuda.device_of(query):
         if lse.numel():
-            _backward_queries[(b * h * triton.cdiv(t, queries["BLOCK_T"]),)](
+            blocks, table = _blocks(b, t, queries["BLOCK_T"], cumulative_lengths)
+            _backward_queries[(h * blocks,)](
                 *inputs, *extras, out, describe(lse), grad_out, describe(grad_lse), describe(row_sums), grad_query,
-                describe(grad_scores), *sizes, **queries,
+                describe(grad_scores), describe(table), *sizes, **queries,
             )  # fmt: skip
         if b * h * s:
-            _backward_keys[(b * h * triton.cdiv(s, keys["BLOCK_S"]),)](
-                *inputs, *extras, describe(lse), grad_out, describe(row_sums), grad_key, grad_value, *sizes, **keys
+            blocks, table = _blocks(b, s, keys["BLOCK_S"], cumulative_lengths)
+            _backward_keys[(h * blocks,)](
+                *inputs, *extras, describe(lse), grad_out, describe(row_sums), grad_key, grad_value, describe(table),
+                *sizes, **keys,
             )  # fmt: skip
     return None if bias is None or grad_scores is None else grad_scores.sum_to_size(bias.shape).to(bias.dtype)
 
 
-def _options(name, query, key, value, *others, mask, causal, key_lengths):
-    """The options of a pass's kernel: its tiles, by the longest padded row of a head, and what it is compiled for."""
+def _options(name, query, key, value, *others, causal, at_edges):
+    """The options of a pass's kernel: its tiles, by the longest padded row of a head, and what it is compiled for.
+    ``at_edges``: keys are not all seen by all, so that how many are at an edge is not known here."""
     (d, s), e = (query.shape[3], key.shape[2]), value.shape[3]
     (d_first, d_second), (e_first, e_second) = widths(d), widths(e)
     size = query.element_size()
@@ -172,7 +225,7 @@ def _options(name, query, key, value, *others, mask, causal, key_lengths):
         )
     block_t, block_s, warps, stages, registers = fitting[0]
     rest = s % block_s
-    edge = block_s if causal or mask is not None or key_lengths is not None else max(16, triton.next_power_of_2(rest))
+    edge = block_s if at_edges else max(16, triton.next_power_of_2(rest))
     return {
         "D": d, "D_FIRST": d_first, "D_SECOND": d_second, "E": e, "E_FIRST": e_first, "E_SECOND": e_second,
         "UNIT": unit_of(query, key, value, *others), "CAUSAL": causal, "BLOCK_T": block_t, "BLOCK_S": block_s,
@@ -183,12 +236,16 @@ def _options(name, query, key, value, *others, mask, causal, key_lengths):
 
 @triton.jit(do_not_specialize=["scale_bits"])
 def _forward(
-    query, key, value, mask, bias, key_lengths, out, lse, scale_bits, h, t, s,
+    query, key, value, mask, bias, key_lengths, out, lse, table, scale_bits, h, t, s,
     D: tl.constexpr, D_FIRST: tl.constexpr, D_SECOND: tl.constexpr,
     E: tl.constexpr, E_FIRST: tl.constexpr, E_SECOND: tl.constexpr, UNIT: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, EDGE: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    i_b, i_h, first_t = place(t, h, BLOCK_T)
+    i_b, i_h, first_t = place(table, t, h, BLOCK_T)
+    if table is not None:
+        start, t = sequence_of(table)
+        query, key, value = heads_from(query, start, UNIT), heads_from(key, start, UNIT), heads_from(value, start, UNIT)
+        out, lse, s = heads_from(out, start, UNIT), rows_from(lse, start), t
     i_t = first_t + tl.arange(0, BLOCK_T)
     scale, factor = scale_and_factor(scale_bits, CORE)
     length = length_of(key_lengths, i_b, s)

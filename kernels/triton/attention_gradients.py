@@ -9,12 +9,15 @@ from saccade.kernels.triton.attention_tiles import (
     along,
     factor_of,
     finite_or_zero,
+    heads_from,
     keys_seen,
     length_of,
     levels,
     load_heads,
     place,
+    rows_from,
     scale_and_factor,
+    sequence_of,
     store_heads,
     turned,
     weights_and_gradients,
@@ -26,13 +29,23 @@ from saccade.kernels.triton.memory import load_row, store_block, store_row
 @triton.jit(do_not_specialize=["scale_bits"])
 def _backward_queries(
     query, key, value, mask, bias, key_lengths, out, lse, grad_out, grad_lse, row_sums, grad_query, grad_scores,
-    scale_bits, h, t, s,
+    table, scale_bits, h, t, s,
     D: tl.constexpr, D_FIRST: tl.constexpr, D_SECOND: tl.constexpr,
     E: tl.constexpr, E_FIRST: tl.constexpr, E_SECOND: tl.constexpr, UNIT: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, EDGE: tl.constexpr, CORE: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """dQ, and on the way rowsum(dO * O) − dlse, which ``_backward_keys`` needs, and dS if the bias asks for it."""
-    i_b, i_h, first_t = place(t, h, BLOCK_T)
+    i_b, i_h, first_t = place(table, t, h, BLOCK_T)
+    if table is not None:
+        start, t = sequence_of(table)
+        query, key, value = heads_from(query, start, UNIT), heads_from(key, start, UNIT), heads_from(value, start, UNIT)
+        out, grad_out = heads_from(out, start, UNIT), heads_from(grad_out, start, UNIT)
+        grad_query, lse, row_sums, s = (
+            heads_from(grad_query, start, UNIT),
+            rows_from(lse, start),
+            rows_from(row_sums, start),
+            t,
+        )
     i_t = first_t + tl.arange(0, BLOCK_T)
     scale, factor = scale_and_factor(scale_bits, CORE)
     length = length_of(key_lengths, i_b, s)
@@ -92,7 +105,7 @@ def _from_keys(
 
 @triton.jit(do_not_specialize=["scale_bits"])
 def _backward_keys(
-    query, key, value, mask, bias, key_lengths, lse, grad_out, row_sums, grad_key, grad_value,
+    query, key, value, mask, bias, key_lengths, lse, grad_out, row_sums, grad_key, grad_value, table,
     scale_bits, h, t, s,
     D: tl.constexpr, D_FIRST: tl.constexpr, D_SECOND: tl.constexpr,
     E: tl.constexpr, E_FIRST: tl.constexpr, E_SECOND: tl.constexpr, UNIT: tl.constexpr, CAUSAL: tl.constexpr,
@@ -102,7 +115,17 @@ def _backward_keys(
 
     Keys from ``length`` on are read as 0 and their gradients written as 0, whatever they come to.
     """
-    i_b, i_h, first_s = place(s, h, BLOCK_S)
+    i_b, i_h, first_s = place(table, s, h, BLOCK_S)
+    if table is not None:
+        start, s = sequence_of(table)
+        query, key, value = heads_from(query, start, UNIT), heads_from(key, start, UNIT), heads_from(value, start, UNIT)
+        grad_out, lse, row_sums, t = (
+            heads_from(grad_out, start, UNIT),
+            rows_from(lse, start),
+            rows_from(row_sums, start),
+            s,
+        )
+        grad_key, grad_value = heads_from(grad_key, start, UNIT), heads_from(grad_value, start, UNIT)
     i_s = first_s + tl.arange(0, BLOCK_S)
     scale, factor = scale_and_factor(scale_bits, CORE)
     length = length_of(key_lengths, i_b, s)

@@ -5,6 +5,7 @@ that every query of a tile sees are taken BLOCK_S at a time without asking of ea
 an edge, of the sequence or of what may be seen, EDGE at a time. 197 keys are three blocks of 64 and one of 16.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -33,13 +34,53 @@ def describe_heads(x, unit):
     return x, *(stride // unit for stride in strides), last
 
 
+def blocks_of_sequences(cumulative_lengths, n, block):
+    """For each block of rows of packed sequences, (where its sequence begins, that one's length, its first row there),
+    (3, blocks) int32. There are as many as there can be, for nothing to wait for the GPU: the last have no rows."""
+    bounds = cumulative_lengths.to(torch.int64)
+    count = triton.cdiv(n, block) + len(bounds) - 1
+    lengths = bounds.diff()
+    stops = (-(-lengths // block)).cumsum(0)
+    i = torch.arange(count, device=bounds.device)
+    sequence = torch.searchsorted(stops, i, right=True)
+    m_there, sequence = sequence < len(lengths), sequence.clamp(max=len(lengths) - 1)
+    first = block * (i - torch.where(sequence > 0, stops[sequence - 1], 0))
+    rows = torch.where(m_there, lengths[sequence], 0)
+    return torch.stack([bounds[sequence], rows, first]).to(torch.int32)
+
+
 @triton.jit
-def place(n, h, BLOCK: tl.constexpr):
-    """Which (b, h) this program works on, and its first index along the axis of length n."""
-    blocks = tl.cdiv(n, BLOCK)
+def place(table, n, h, BLOCK: tl.constexpr):
+    """Which (b, h) this program works on, and its first index along the axis of length n or, with a table of
+    ``blocks_of_sequences``, in its sequence."""
     i_program = tl.program_id(0)
+    blocks = tl.cdiv(n, BLOCK)
+    if table is not None:
+        blocks = table[1]
     i_bh = i_program // blocks
-    return (i_bh // h).to(tl.int64), (i_bh % h).to(tl.int64), (i_program % blocks) * BLOCK
+    first = (i_program % blocks) * BLOCK
+    if table is not None:
+        first = tl.load(table[0] + 2 * table[1] + i_program % blocks)
+    return (i_bh // h).to(tl.int64), (i_bh % h).to(tl.int64), first
+
+
+@triton.jit
+def sequence_of(table):
+    """(the row where this program's sequence begins, how many rows it has)."""
+    p_table = table[0] + tl.program_id(0) % table[1]
+    return tl.load(p_table).to(tl.int64), tl.load(p_table + table[1])
+
+
+@triton.jit
+def heads_from(x, start, UNIT: tl.constexpr):
+    """An array of heads from a row on."""
+    return x[0] + start * x[3] * UNIT, x[1], x[2], x[3], x[4]
+
+
+@triton.jit
+def rows_from(x, start):
+    """A 3-d array from a row on."""
+    return x[0] + start * x[3], x[1], x[2], x[3]
 
 
 @triton.jit
