@@ -101,8 +101,11 @@ PRODUCTS += ("linear_cross_entropy, smoothed", "patch_embed, a tile and one")
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_panels_and_parts_of_products_add_up(name, monkeypatch):
-    """A panel is a tile of rows, sums are taken in two parts: several of each, the last of them not whole."""
+@pytest.mark.parametrize("fewest", [1, 1024])
+def test_panels_and_parts_of_products_add_up(name, fewest, monkeypatch):
+    """A panel is a tile of rows, sums are taken in two parts: several of each, the last of them not whole. Columns are
+    gone through by one program, or by one each."""
+    monkeypatch.setattr(statistics, "FEWEST", fewest)
     monkeypatch.setattr(statistics, "STATISTICS_BYTES", 0)
     monkeypatch.setattr(pairs, "PANEL_BYTES", 0)
     monkeypatch.setattr(products, "SHORTEST", 64)
@@ -150,6 +153,13 @@ def test_colors_have_the_nearest_of_those_listed_for_their_cells(k, monkeypatch)
     centers = centers.astype(np.int32)
     found = palette.assign(torch.from_numpy(colors), torch.from_numpy(centers))
     assert np.array_equal(found.numpy(), exact_palette.assign(colors, centers))
+
+
+def test_a_center_as_near_as_the_farthest_corner_of_another_is_listed(monkeypatch):
+    monkeypatch.setattr(palette, "CELL_BITS", 2)
+    corner = torch.full((200, 3), 63, dtype=torch.uint8)
+    equally_far = torch.tensor([[126] * 3, [0] * 3], dtype=torch.int32) * 4096
+    assert palette.assign(corner, equally_far).eq(0).all() and palette.assign(corner, equally_far.flip(0)).eq(0).all()
 
 
 def test_a_palette_encodes_with_them(monkeypatch):
