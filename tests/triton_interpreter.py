@@ -145,7 +145,7 @@ def test_a_palettes_sums_exceed_32_bits_and_a_block():
 
 @pytest.mark.parametrize("k", [1, 40])
 def test_colors_have_the_nearest_of_those_listed_for_their_cells(k, monkeypatch):
-    monkeypatch.setattr(palette, "CELL_BITS", 2)
+    monkeypatch.setattr(palette, "CELLS", 4)
     rng = np.random.default_rng(k)
     colors, centers = rng.integers(0, 256, (1500, 3)).astype(np.uint8), rng.integers(0, 255 * 4096 + 1, (k, 3))
     centers[k // 2 :: 3] = centers[0]  # equals, of which the first counts
@@ -156,7 +156,7 @@ def test_colors_have_the_nearest_of_those_listed_for_their_cells(k, monkeypatch)
 
 
 def test_a_center_as_near_as_the_farthest_corner_of_another_is_listed(monkeypatch):
-    monkeypatch.setattr(palette, "CELL_BITS", 2)
+    monkeypatch.setattr(palette, "CELLS", 4)
     corner = torch.full((200, 3), 63, dtype=torch.uint8)
     equally_far = torch.tensor([[126] * 3, [0] * 3], dtype=torch.int32) * 4096
     assert palette.assign(corner, equally_far).eq(0).all() and palette.assign(corner, equally_far.flip(0)).eq(0).all()

@@ -15,7 +15,6 @@ from typing import Any
 import cupy
 import ml_dtypes
 import numpy as np
-from cupy.cuda import nvrtc
 
 THREADS = 128
 FOUNDATIONS = ("memory.cu", "blocks.cu", "ptx.cu")  # what stands before every other source
@@ -105,6 +104,7 @@ def compiled(file, flags, architecture):
     Raises:
         RuntimeError: the compiler does not know the architecture, or the source does not compile.
     """
+    nvrtc: Any = cupy.cuda.nvrtc  # whose types are wider than it is
     flags = "--std=c++14", f"--gpu-architecture={architecture}", *flags
     key = repr((source(file), flags, nvrtc.getVersion())).encode()
     folder = Path(os.environ.get("CUPY_CACHE_DIR", Path.home() / ".cupy/kernel_cache"))

@@ -133,8 +133,8 @@ def varlen_attention_forward(query, key, value, *, cumulative_lengths, causal=Fa
     """
     out = query.new_empty((*query.shape[:2], value.shape[2]))
     lse = query.new_empty(query.shape[:2], dtype=core_dtype(query.dtype))
-    arrays = map(_as_batch, (query, key, value, out, lse))
-    scale = _attend(*arrays, scale, causal=causal, cumulative_lengths=cumulative_lengths)
+    query_, key_, value_, out_, lse_ = map(_as_batch, (query, key, value, out, lse))
+    scale = _attend(query_, key_, value_, out_, lse_, scale, causal=causal, cumulative_lengths=cumulative_lengths)
     return out, (query, key, value, cumulative_lengths, out, lse, causal, scale)
 
 
@@ -162,14 +162,15 @@ def _attend(
     name = "forward, few keys under a causal mask" if causal and s <= FEW else "forward"
     at_edges = causal or any(x is not None for x in (mask, key_lengths, cumulative_lengths))
     options = _options(name, query, key, value, out, causal=causal, at_edges=at_edges)
-    heads = [describe_heads(x, options["UNIT"]) for x in (query, key, value, out)]
+    p_query, p_key, p_value, p_out = (describe_heads(x, options["UNIT"]) for x in (query, key, value, out))
     blocks, table = _blocks(b, t, options["BLOCK_T"], cumulative_lengths)
     extras = describe(beside(mask, query.dtype), (b, h, t, s)), describe(bias, (b, h, t, s)), describe(key_lengths)
     if lse.numel():
         with torch.cuda.device_of(query):
             _forward[(h * blocks,)](
-                *heads[:3], *extras, heads[3], describe(lse), describe(table), double_bits(scale), h, t, s, **options
-            )
+                p_query, p_key, p_value, *extras, p_out, describe(lse), describe(table), double_bits(scale), h, t, s,
+                **options,
+            )  # fmt: skip
     return scale
 
 
@@ -191,21 +192,23 @@ def _differentiate(saved, grad_out, grad_lse, gradients, cumulative_lengths=None
     grad_scores = None if bias is None else lse.new_zeros((b, h, t, s))
     arrays = query, key, value, out, grad_out, *gradients
     queries, keys = (_options(name, *arrays, causal=causal, at_edges=at_edges) for name in ("queries", "keys"))
-    *inputs, out, grad_out, grad_query, grad_key, grad_value = (describe_heads(x, queries["UNIT"]) for x in arrays)
+    p_query, p_key, p_value, p_out, p_grad_out, p_grad_query, p_grad_key, p_grad_value = (
+        describe_heads(x, queries["UNIT"]) for x in arrays
+    )  # fmt: skip
     extras = describe(beside(mask, query.dtype), (b, h, t, s)), describe(bias, (b, h, t, s)), describe(key_lengths)
     sizes = double_bits(scale), h, t, s
     with torch.cuda.device_of(query):
         if lse.numel():
             blocks, table = _blocks(b, t, queries["BLOCK_T"], cumulative_lengths)
             _backward_queries[(h * blocks,)](
-                *inputs, *extras, out, describe(lse), grad_out, describe(grad_lse), describe(row_sums), grad_query,
-                describe(grad_scores), describe(table), *sizes, **queries,
+                p_query, p_key, p_value, *extras, p_out, describe(lse), p_grad_out, describe(grad_lse),
+                describe(row_sums), p_grad_query, describe(grad_scores), describe(table), *sizes, **queries,
             )  # fmt: skip
         if b * h * s:
             blocks, table = _blocks(b, s, keys["BLOCK_S"], cumulative_lengths)
             _backward_keys[(h * blocks,)](
-                *inputs, *extras, describe(lse), grad_out, describe(row_sums), grad_key, grad_value, describe(table),
-                *sizes, **keys,
+                p_query, p_key, p_value, *extras, describe(lse), p_grad_out, describe(row_sums), p_grad_key,
+                p_grad_value, describe(table), *sizes, **keys,
             )  # fmt: skip
     return None if bias is None or grad_scores is None else grad_scores.sum_to_size(bias.shape).to(bias.dtype)
 

@@ -136,8 +136,7 @@ def store_heads(
 @triton.jit
 def zeros(ROWS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, CORE: tl.constexpr):
     """Both blocks of sums; a second that nothing is added to is never there."""
-    WIDTH: tl.constexpr = SECOND if SECOND > 0 else 16
-    return tl.zeros([ROWS, FIRST], CORE), tl.zeros([ROWS, WIDTH], CORE)
+    return tl.zeros([ROWS, FIRST], CORE), tl.zeros([ROWS, SECOND if SECOND > 0 else 16], CORE)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ are compared as int32 and made int64 before they meet a stride, since an offset 
 """
 
 import struct
+from typing import Any
 
 import torch
 import triton
@@ -46,13 +47,13 @@ def describe(x, shape=None):
 
 def beside(x, dtype):
     """``x``, as something else than bytes where products in float64 come of it: Triton 3.6 does not compile those."""
-    small = x is not None and x.element_size() == 1 and dtype == torch.float64
-    return x.to(torch.int32) if small else x
+    return x if x is None or x.element_size() > 1 or dtype != torch.float64 else x.to(torch.int32)
 
 
 def backend():
     """Whom kernels are compiled for: "cuda", "hip", or None if they are interpreted."""
-    return None if INTERPRETED else triton.runtime.driver.active.get_current_target().backend
+    driver: Any = triton.runtime.driver
+    return None if INTERPRETED else driver.active.get_current_target().backend
 
 
 def at_most(registers):

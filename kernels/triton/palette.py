@@ -16,7 +16,7 @@ from saccade.kernels.triton.memory import FUSION, describe
 GRID = 4096
 TILES = {"assign": {"BLOCK": 128, "num_warps": 4}, "update": {"BLOCK": 512, "num_warps": 4}}  # pixels of a program
 COPIES = 64  # of the sums, so that few programs meet at one
-CELL_BITS = 5  # of each channel of a cell's number: there are 32³
+CELLS = 32  # of the cube along each channel
 MOST_LISTED = 4096  # centres that a program finds a cell's among
 
 
@@ -26,13 +26,13 @@ def assign(colors, centers):
     assignment = torch.empty(len(flat), dtype=torch.int32, device=colors.device)
     wide = centers.to(torch.float64)
     table = torch.cat([wide, (wide * wide).sum(1, keepdim=True)], 1)
-    k, cells = len(centers), 8**CELL_BITS
+    k, cells, options = len(centers), CELLS**3, {"ACROSS": CELLS, "SIDE": 256 // CELLS}
     lists = None
     if len(flat) > 2 * cells and k <= MOST_LISTED:
         lists, listed = wide.new_empty((cells, k), dtype=torch.int16), wide.new_empty(cells, dtype=torch.int32)
         with torch.cuda.device_of(colors):
             _list_nearest[(cells,)](
-                describe(table), lists, listed, k, BLOCK_K=max(16, triton.next_power_of_2(k)), BITS=CELL_BITS, **FUSION
+                describe(table), lists, listed, k, BLOCK_K=max(16, triton.next_power_of_2(k)), **options, **FUSION
             )  # fmt: skip
     if len(flat):
         tile, arguments = TILES["assign"], (describe(flat), describe(table), assignment)
@@ -41,7 +41,7 @@ def assign(colors, centers):
             if lists is None:
                 _assign[grid](*arguments, len(flat), k, **tile, **FUSION)
             else:
-                _assign_listed[grid](*arguments, lists, listed, len(flat), k, BITS=CELL_BITS, **tile, **FUSION)
+                _assign_listed[grid](*arguments, lists, listed, len(flat), k, **options, **tile, **FUSION)
     return assignment.reshape(colors.shape[:-1])
 
 
@@ -96,9 +96,10 @@ def _assign(colors, table, assignment, n, k, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _reach(p_centers, i_k, k, first, SIDE: tl.constexpr):
-    """The squares of how far a cell's nearest and farthest are from each centre along a channel, both at least."""
-    b_center = tl.load(p_centers, mask=i_k < k, other=0)
+def _reach(table, CHANNEL: tl.constexpr, i_k, k, cell, SIDE: tl.constexpr):
+    """The squares of how far a cell's nearest and farthest are from each centre along a channel."""
+    b_center = tl.load(table[0] + i_k * table[1] + CHANNEL * table[2], mask=i_k < k, other=0)
+    first = (cell * SIDE).to(tl.float64)
     b_below, b_above = first * 4096 - b_center, b_center - (first + SIDE - 1) * 4096
     b_nearest = tl.maximum(tl.maximum(b_below, b_above), 0.0)
     b_farthest = tl.maximum(tl.abs(b_below), tl.abs(b_above))
@@ -106,17 +107,16 @@ def _reach(p_centers, i_k, k, first, SIDE: tl.constexpr):
 
 
 @triton.jit
-def _list_nearest(table, lists, listed, k, BLOCK_K: tl.constexpr, BITS: tl.constexpr):
+def _list_nearest(
+    table, lists, listed, k, BLOCK_K: tl.constexpr, ACROSS: tl.constexpr, SIDE: tl.constexpr
+):  # fmt: skip
     """Which centres may be nearest to a colour of a cell, in their order, and how many they are."""
-    SIDE: tl.constexpr = 256 >> BITS
     cell = tl.program_id(0)
     i_k = tl.arange(0, BLOCK_K)
-    b_nearest, b_farthest = tl.zeros([BLOCK_K], tl.float64), tl.zeros([BLOCK_K], tl.float64)
-    for channel in tl.static_range(3):  # pyright: ignore[reportGeneralTypeIssues]
-        first = (((cell >> (2 - channel) * BITS) % (1 << BITS)) * SIDE).to(tl.float64)
-        b_near, b_far = _reach(table[0] + i_k * table[1] + channel * table[2], i_k, k, first, SIDE)
-        b_nearest += b_near
-        b_farthest += b_far
+    b_near_red, b_far_red = _reach(table, 0, i_k, k, cell // (ACROSS * ACROSS), SIDE)
+    b_near_green, b_far_green = _reach(table, 1, i_k, k, cell // ACROSS % ACROSS, SIDE)
+    b_near_blue, b_far_blue = _reach(table, 2, i_k, k, cell % ACROSS, SIDE)
+    b_nearest, b_farthest = b_near_red + b_near_green + b_near_blue, b_far_red + b_far_green + b_far_blue
     least = tl.min(tl.where(i_k < k, b_farthest, float("inf")), 0)
     m_listed = (i_k < k) & (b_nearest <= least)
     b_places = tl.cumsum(m_listed.to(tl.int32), 0) - 1
@@ -125,15 +125,17 @@ def _list_nearest(table, lists, listed, k, BLOCK_K: tl.constexpr, BITS: tl.const
 
 
 @triton.jit
-def _assign_listed(colors, table, assignment, lists, listed, n, k, BITS: tl.constexpr, BLOCK: tl.constexpr):
+def _assign_listed(
+    colors, table, assignment, lists, listed, n, k, ACROSS: tl.constexpr, SIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """As ``_assign``, of the centres that are listed for each colour's cell."""
-    SHIFT: tl.constexpr = 8 - BITS
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     b_red, b_green, b_blue = (
         _load_channel(colors, i, 0, n), _load_channel(colors, i, 1, n), _load_channel(colors, i, 2, n),
     )  # fmt: skip
-    b_cell = (b_red >> SHIFT).to(tl.int32) << 2 * BITS
-    b_cell += ((b_green >> SHIFT).to(tl.int32) << BITS) + (b_blue >> SHIFT).to(tl.int32)
+    b_cell = b_red.to(tl.int32) // SIDE * (ACROSS * ACROSS)
+    b_cell += b_green.to(tl.int32) // SIDE * ACROSS + b_blue.to(tl.int32) // SIDE
     b_count = tl.load(listed + b_cell)
     p_lists = lists + b_cell.to(tl.int64) * k
     b_red, b_green, b_blue = b_red.to(tl.float64) * -8192, b_green.to(tl.float64) * -8192, b_blue.to(tl.float64) * -8192

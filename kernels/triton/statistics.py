@@ -87,7 +87,7 @@ def statistics(a, b, scale, own, labels=None, columns=False, sums=False) -> Any:
                 rows.start, some, k, e, in_part, SUMS=sums, **tiles,
             )  # fmt: skip
         _join(along, scale, of_rows[:, rows], own[rows], None if row_sums is None else row_sums[rows])
-        if columns and len(slices) > 1:
+        if of_panels is not None and len(slices) > 1:
             _join(across, scale, of_panels[:, i])
     of_columns = own.new_empty((3, k)) if columns else None
     if columns and n:
