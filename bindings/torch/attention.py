@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from saccade.torch.arrays import call, compute_dtype, dense
-from saccade.torch.registration import absent, first_derivative, operator, present
+from saccade.torch.registration import Differentiable, absent, first_derivative, operator, present
 
 
 def _attention_shapes(query, key, value, mask, bias, causal, key_lengths, scale, backend):
@@ -39,7 +39,7 @@ def _attention_backward(
     return *gradients, absent(query) if grad_bias is None else grad_bias
 
 
-class _Attention(torch.autograd.Function):
+class _Attention(Differentiable):
     @staticmethod
     def forward(query, key, value, mask, bias, causal, key_lengths, scale, backend):
         return torch.ops.saccade.attention_forward(query, key, value, mask, bias, causal, key_lengths, scale, backend)
@@ -103,7 +103,7 @@ def _qkv_attention_backward(
     return call("qkv_attention_backward", backend, qkv.device, saved, grad_out)[0]
 
 
-class _QkvAttention(torch.autograd.Function):
+class _QkvAttention(Differentiable):
     @staticmethod
     def forward(qkv, causal, key_lengths, scale, backend):
         return torch.ops.saccade.qkv_attention_forward(qkv, causal, key_lengths, scale, backend)
@@ -150,7 +150,7 @@ def _varlen_attention_backward(
     return call("varlen_attention_backward", backend, query.device, saved, grad_out)
 
 
-class _VarlenAttention(torch.autograd.Function):
+class _VarlenAttention(Differentiable):
     @staticmethod
     def forward(query, key, value, cumulative_lengths, causal, scale, backend):
         return torch.ops.saccade.varlen_attention_forward(query, key, value, cumulative_lengths, causal, scale, backend)

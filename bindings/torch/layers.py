@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.torch.arrays import call, compute_dtype, dense
-from saccade.torch.registration import absent, first_derivative, operator, own, present
+from saccade.torch.registration import Differentiable, absent, first_derivative, operator, own, present
 
 
 def linear(x, weight, bias=None, *, backend=None):
@@ -14,7 +14,7 @@ def linear(x, weight, bias=None, *, backend=None):
     return F.linear(x, weight, bias)
 
 
-class _Embedding(torch.autograd.Function):
+class _Embedding(Differentiable):
     """torch's own, but for its gradient, which it adds up in 16 bits where the weight has 16 bits."""
 
     @staticmethod
@@ -75,7 +75,7 @@ def _layer_norm_backward(
     return call("layer_norm_backward", backend, total.device, saved, grad_out, grad_sum)[:3]
 
 
-class _LayerNorm(torch.autograd.Function):
+class _LayerNorm(Differentiable):
     @staticmethod
     def forward(x, scale, bias, eps, residual, backend):
         return torch.ops.saccade.layer_norm_forward(x, scale, bias, eps, residual, backend)
@@ -126,7 +126,7 @@ def _rms_norm_backward(
     return call("rms_norm_backward", backend, total.device, saved, grad_out, grad_sum)[:2]
 
 
-class _RmsNorm(torch.autograd.Function):
+class _RmsNorm(Differentiable):
     @staticmethod
     def forward(x, scale, eps, residual, backend):
         return torch.ops.saccade.rms_norm_forward(x, scale, eps, residual, backend)
@@ -168,7 +168,7 @@ def _gelu_backward(grad_out: Tensor, x: Tensor, kind: str, backend: str | None) 
     return call("gelu_backward", backend, x.device, (x, kind), grad_out)[0]
 
 
-class _Gelu(torch.autograd.Function):
+class _Gelu(Differentiable):
     @staticmethod
     def forward(x, kind, backend):
         return torch.ops.saccade.gelu_forward(x, kind, backend)
@@ -199,7 +199,7 @@ def _l2_normalize_backward(grad_out: Tensor, x: Tensor, eps: float, backend: str
     return call("l2_normalize_backward", backend, x.device, (x, eps), grad_out)[0]
 
 
-class _L2Normalize(torch.autograd.Function):
+class _L2Normalize(Differentiable):
     @staticmethod
     def forward(x, eps, backend):
         return torch.ops.saccade.l2_normalize_forward(x, eps, backend)

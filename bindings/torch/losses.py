@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from saccade.torch.arrays import call, compute_dtype, dense
-from saccade.torch.registration import first_derivative, operator
+from saccade.torch.registration import Differentiable, first_derivative, operator
 
 
 def _statistic(x, rows):
@@ -39,7 +39,7 @@ def _softmax_backward(
     return call("softmax_cross_entropy_backward", backend, logits.device, saved, grad_loss)[0]
 
 
-class _SoftmaxCrossEntropy(torch.autograd.Function):
+class _SoftmaxCrossEntropy(Differentiable):
     @staticmethod
     def forward(logits, labels, ignore_index, label_smoothing, reduction, backend):
         return torch.ops.saccade.softmax_cross_entropy_forward(
@@ -82,7 +82,7 @@ def _sigmoid_backward(
     return call("sigmoid_cross_entropy_backward", backend, logits.device, saved, grad_loss)[0]
 
 
-class _SigmoidCrossEntropy(torch.autograd.Function):
+class _SigmoidCrossEntropy(Differentiable):
     @staticmethod
     def forward(logits, targets, reduction, backend):
         return torch.ops.saccade.sigmoid_cross_entropy_forward(logits, targets, reduction, backend)
@@ -128,7 +128,7 @@ def _linear_backward(
     return call("linear_cross_entropy_backward", backend, hidden.device, saved, grad_loss)
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class _LinearCrossEntropy(Differentiable):
     @staticmethod
     def forward(hidden, weight, labels, ignore_index, label_smoothing, reduction, backend):
         return torch.ops.saccade.linear_cross_entropy_forward(
@@ -181,7 +181,7 @@ def _clip_backward(
     return call("clip_loss_backward", backend, image_embeddings.device, saved, grad_loss)
 
 
-class _ClipLoss(torch.autograd.Function):
+class _ClipLoss(Differentiable):
     @staticmethod
     def forward(images, texts, logit_scale, backend):
         return torch.ops.saccade.clip_loss_forward(images, texts, logit_scale, backend)
@@ -225,7 +225,7 @@ def _siglip_backward(
     return call("siglip_loss_backward", backend, image_embeddings.device, saved, grad_loss)
 
 
-class _SiglipLoss(torch.autograd.Function):
+class _SiglipLoss(Differentiable):
     @staticmethod
     def forward(images, texts, logit_scale, logit_bias, backend):
         return torch.ops.saccade.siglip_loss_forward(images, texts, logit_scale, logit_bias, backend)

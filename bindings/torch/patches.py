@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.torch.arrays import call, compute_dtype, dense, from_numpy, to_numpy
-from saccade.torch.registration import absent, first_derivative, operator, own, present
+from saccade.torch.registration import Differentiable, absent, first_derivative, operator, own, present
 
 
 def _patch_shapes(images, weight, bias, mean, std, backend):
@@ -66,7 +66,7 @@ def _patch_embed_backward(
     return grad_images, grad_weight.to(weight.dtype), grad.sum(0).to(weight.dtype)
 
 
-class _PatchEmbed(torch.autograd.Function):
+class _PatchEmbed(Differentiable):
     @staticmethod
     def forward(images, weight, bias, mean, std, backend):
         return torch.ops.saccade.patch_embed_forward(images, weight, bias, mean, std, backend)

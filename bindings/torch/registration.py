@@ -5,6 +5,8 @@ shapes. A static ``autograd.Function`` with ``setup_context`` joins them: ``regi
 ``torch.func.grad``.
 """
 
+import inspect
+
 import torch
 
 
@@ -19,7 +21,15 @@ def operator(name, fake):
     return register
 
 
-class _FirstDerivative(torch.autograd.Function):
+class Differentiable(torch.autograd.Function):
+    """An autograd function that keeps the signature of its forward, for which torch asks at every call."""
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        cls.forward.__signature__ = inspect.signature(cls.forward)
+
+
+class _FirstDerivative(Differentiable):
     """A backward operator, which refuses in one sentence to be differentiated again."""
 
     @staticmethod
