@@ -21,9 +21,9 @@ from saccade.kernels.triton import attention, layers, losses, pairs, palette, pa
 TABLE = Path(__file__).parents[1] / "bench/results/triton-resources.md"
 HEADER = """# What Triton's kernels take
 
-Compiled ahead of time by Triton {triton}: registers of a thread, bytes of its stack, which are spilled registers but for
-few kernels, and bytes of shared memory of a program. A test fails where a kernel takes more stack or shared memory than
-here. `python tests/triton_builds.py` writes this table.
+Compiled ahead of time by Triton {triton}: registers of a thread, bytes of its stack, which but for a few kernels are
+spilled registers, and bytes of shared memory of a program. A test fails where a kernel takes more stack or shared
+memory than here. `python tests/triton_builds.py` writes this table.
 
 | what is called | target | kernel | registers | stack | shared memory |
 |---|---|---|---|---|---|
