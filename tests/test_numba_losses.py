@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from saccade import reference
-from saccade.kernels.numba import layers, losses
+from saccade.kernels.numba import layers, losses, tiles
+from saccade.testing import gate
 
 
 def pairs(scale, dtype=np.float32):
@@ -64,3 +65,18 @@ def test_empty_batches_have_no_mean():
         assert loss.shape == () and np.isnan(loss)
         gradients = getattr(losses, f"{operation}_backward")(saved, np.float32(1))
         assert gradients[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("scale", [10.0, -10.0, 0.0])
+@pytest.mark.parametrize("largest, fewest", [(1, 1), (4, 2), (64, 1)])
+@pytest.mark.parametrize("operation", ["clip_loss", "siglip_loss", "linear_cross_entropy"])
+def test_bands_of_rows_give_what_the_definition_gives(operation, largest, fewest, scale, monkeypatch):
+    """Of 333 rows in six blocks: six bands, two of three blocks, or one."""
+    monkeypatch.setattr(tiles, "LARGEST_BAND", largest)
+    monkeypatch.setattr(tiles, "FEWEST_BANDS", fewest)
+    rng = np.random.default_rng(0)
+    one, two = (rng.standard_normal((333, 40)).astype(np.float32) / 6 for _ in range(2))
+    numbers = np.array(scale, np.float32), np.array(-1.0, np.float32)
+    last = {"clip_loss": numbers[:1], "siglip_loss": numbers, "linear_cross_entropy": (rng.integers(0, 333, 333),)}
+    options = {"label_smoothing": 0.1} if operation == "linear_cross_entropy" else {}
+    gate.assert_right(operation, losses, (one, two, *last[operation]), options)

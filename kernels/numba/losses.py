@@ -23,10 +23,13 @@ from saccade.kernels.numba.pairs import pair_gradients, siglip_rows
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
 from saccade.kernels.numba.tiles import (
+    CHUNK,
     COLUMNS,
     LOSS,
-    ROWS,
+    MOST_BANDS,
+    bands,
     finite,
+    join_across,
     linear_backward_hidden,
     linear_backward_weight,
     own_products,
@@ -215,8 +218,9 @@ def linear_cross_entropy_forward(hidden, weight, labels, *, ignore_index=-100, l
     integers, _ = _split_labels(labels, ignore_index)
     statistics, mean = np.empty((3, n), core), np.empty(n, core)
     own = own_products(hidden, weight, integers, core)
-    arrays = (n, k, e), describe(hidden), describe(weight), core.type(1), integers, own
-    parallel_for(product_statistics, -(-n // ROWS), 1, *arrays, statistics, mean)
+    (count, in_band), nothing = bands(n), np.empty((0, 2, 0), core)
+    arrays = (n, k, e), in_band, describe(hidden), describe(weight), core.type(1), integers, own
+    parallel_for(product_statistics, count, 1, *arrays, statistics, mean, nothing)
     smoothed = core.type(label_smoothing) * mean if label_smoothing else 0
     per_row = np.where(integers >= 0, statistics[LOSS] - smoothed, 0)
     loss = _reduce(per_row.astype(core, copy=False), _counted(integers, None), reduction)
@@ -231,9 +235,10 @@ def linear_cross_entropy_backward(saved, grad_loss):
     core = statistics.dtype
     grad_rows = _spread(grad_loss, n, _counted(integers, None), reduction, core)
     grad_hidden, grad_weight = np.empty(hidden.shape, hidden.dtype), np.empty(weight.shape, weight.dtype)
-    arrays = (n, k, e), describe(hidden), describe(weight), integers, core.type(label_smoothing), statistics
-    parallel_for(linear_backward_hidden, -(-n // ROWS), 1, *arrays, grad_rows, describe(grad_hidden))
-    parallel_for(linear_backward_weight, -(-k // COLUMNS), 1, *arrays, grad_rows, describe(grad_weight))
+    arrays = describe(hidden), describe(weight), integers, core.type(label_smoothing), statistics, grad_rows
+    sizes, (count, in_band) = (n, k, e), bands(n)
+    parallel_for(linear_backward_hidden, count, 1, sizes, in_band, *arrays, describe(grad_hidden))
+    parallel_for(linear_backward_weight, -(-k // COLUMNS), 1, sizes, *arrays, describe(grad_weight))
     return grad_hidden, grad_weight
 
 
@@ -250,9 +255,11 @@ def clip_loss_forward(image_embeddings, text_embeddings, logit_scale):
     scale, own = core.type(logit_scale), np.arange(n)
     images, texts = describe(image_embeddings), describe(text_embeddings)
     of_images, of_texts, unused = np.empty((3, n), core), np.empty((3, n), core), np.empty(n, core)
-    sizes, blocks, products = (n, n, e), -(-n // ROWS), own_products(image_embeddings, text_embeddings, own, core)
-    parallel_for(product_statistics, blocks, 1, sizes, images, texts, scale, own, products, of_images, unused)
-    parallel_for(product_statistics, blocks, 1, sizes, texts, images, scale, own, products, of_texts, unused)
+    products, (count, in_band) = own_products(image_embeddings, text_embeddings, own, core), bands(n, MOST_BANDS)
+    across = np.empty((count, 2, n), core)
+    arrays = (n, n, e), in_band, images, texts, scale, own, products, of_images, unused
+    parallel_for(product_statistics, count, 1, *arrays, across)
+    parallel_for(join_across, -(-n // CHUNK), 1, scale, products, across, of_texts)
     loss = ((of_images[LOSS] + of_texts[LOSS]) / 2).sum() / core.type(n)
     return np.asarray(loss), (image_embeddings, text_embeddings, logit_scale, of_images, of_texts)
 
@@ -280,7 +287,8 @@ def siglip_loss_forward(image_embeddings, text_embeddings, logit_scale, logit_bi
     per_row = np.empty(n, core)
     factors = core.type(logit_scale), core.type(logit_bias)
     arrays = describe(image_embeddings), describe(text_embeddings)
-    parallel_for(siglip_rows, -(-n // ROWS), 1, (n, n, e), *arrays, *factors, per_row)
+    count, in_band = bands(n)
+    parallel_for(siglip_rows, count, 1, (n, n, e), in_band, *arrays, *factors, per_row)
     saved = image_embeddings, text_embeddings, logit_scale, logit_bias
     return np.asarray(per_row.sum() / core.type(n)), saved
 

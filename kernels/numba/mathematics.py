@@ -143,10 +143,34 @@ def sigmoid(x):
     return one / (one + exponential(-x))
 
 
+# artanh(s)/s = 1 + s² sum_i POWERS_OF_ARTANH[i] s²ⁱ on |s| <= 1/3, fitted for the least relative error, 4e-9
+POWERS_OF_ARTANH = (0.33333158, 0.20012455, 0.13980302, 0.14089167)
+
+
+def log1p_of_weight(x):
+    """log(1 + x) for 0 <= x <= 1. In float32: 2 artanh(x/(2 + x)) by a polynomial."""
+    return math.log1p(x)
+
+
+@overload(log1p_of_weight, jit_options={"fastmath": {"contract"}, "nogil": True, "error_model": "numpy"})
+def _log1p_of_weight(x):
+    if x != types.float32:
+        return lambda x: math.log1p(x)
+    one, two = np.float32(1), np.float32(2)
+    c1, c2, c3, c4 = map(np.float32, POWERS_OF_ARTANH)
+
+    def fitted(x):
+        s = x / (two + x)
+        square = s * s
+        return two * s * (one + square * (c1 + square * (c2 + square * (c3 + square * c4))))
+
+    return fitted
+
+
 @jit
 def softplus(x):
     """log(1 + exp(x)), without overflow."""
-    return max(x, type(x)(0)) + math.log1p(exponential(-abs(x)))
+    return max(x, type(x)(0)) + log1p_of_weight(exponential(-abs(x)))
 
 
 @intrinsic
