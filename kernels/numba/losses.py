@@ -17,8 +17,17 @@ import numpy as np
 
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.layers import grain, private, silent
-from saccade.kernels.numba.mathematics import exponentials, row_max, row_sum, sigmoid, softplus
-from saccade.kernels.numba.memory import core_dtype, describe, load_row, store_row
+from saccade.kernels.numba.mathematics import (
+    exponential,
+    exponential_sum,
+    exponentials,
+    row_max,
+    row_sum,
+    row_sum_above,
+    sigmoid,
+    softplus,
+)
+from saccade.kernels.numba.memory import core_dtype, describe, load_row, row_from, store_row
 from saccade.kernels.numba.pairs import pair_gradients, siglip_rows
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
@@ -100,30 +109,26 @@ def _spread(grad_loss, rows, count, reduction, core):
 @jit
 def _cross_entropy_rows(work, k, logits, labels, soft, smoothing, per_row, lse):
     dtype = lse.dtype
-    row, target, shifted = np.empty(k, dtype), np.empty(k, dtype), np.empty(k, dtype)
+    scratch, target = np.empty(k, dtype), np.empty(k, dtype)
     zero, one, share = dtype.type(0), dtype.type(1), smoothing / dtype.type(k)
     for i in shared(offer(work)):
-        load_row(row, logits[0] + i * logits[2], logits[3], logits[1])
+        row = row_from(scratch, logits[0] + i * logits[2], logits[3], logits[1])
         top = finite(row_max(row))
-        for j in range(k):  # an assignment of the whole takes as long as their exponentials
-            shifted[j] = row[j]
-        exponentials(shifted, top)
-        lse[i] = top + np.log(row_sum(shifted))
-        loss = zero
+        loss, at = zero, labels[i] if soft[0] == 0 else -1
+        if at >= 0:
+            own, others = row[at], exponential_sum(row[:at], top) + exponential_sum(row[at + 1 :], top)
+            lse[i] = top + np.log(others + exponential(own - top))
+            if smoothing != 1:
+                loss = (one - smoothing) * (top - own + math.log1p(others + math.expm1(own - top)))
+            if smoothing != 0:
+                loss -= share * row_sum_above(row, lse[i])
+        else:
+            lse[i] = top + np.log(exponential_sum(row, top))
         if soft[0] != 0:
             load_row(target, soft[0] + i * soft[2], soft[3], soft[1])
             for j in range(k):
                 weight = target[j] * (one - smoothing) + share
                 loss += weight * (lse[i] - row[j]) if weight != 0 else zero
-        elif labels[i] >= 0:
-            own = row[labels[i]]
-            shifted[labels[i]] = zero
-            if smoothing != 1:
-                loss = (one - smoothing) * (top - own + math.log1p(row_sum(shifted) + math.expm1(own - top)))
-            if smoothing != 0:
-                for j in range(k):
-                    shifted[j] = lse[i] - row[j]
-                loss += share * row_sum(shifted)
         per_row[i] = loss
 
 

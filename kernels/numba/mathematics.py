@@ -87,6 +87,16 @@ def exponentials(row, shift):
 
 
 @jit_reassociating
+def exponential_sum(row, shift):
+    """The sum of exp(row[i] − shift)."""
+    widest_vectors()
+    total = row.dtype.type(0)
+    for i in range(row.shape[0]):
+        total += exponential(row[i] - shift)
+    return total
+
+
+@jit_reassociating
 def row_sum(row):
     """The sum of a row."""
     widest_vectors()

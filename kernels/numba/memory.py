@@ -218,12 +218,3 @@ def load_block(block, array, row_stride, column_stride, address, rows, columns):
     """block[:rows, :columns] from ``address``; ``array`` gives the kind."""
     for i in range(rows):
         load_row(block[i, :columns], address + i * row_stride, column_stride, array[1])
-
-
-@jit
-def load_block_transposed(block, line, array, row_stride, column_stride, address, rows, columns):
-    """block[j, i] = element (i, j) at ``address``; ``line`` is scratch of at least ``columns``."""
-    for i in range(rows):
-        load_row(line[:columns], address + i * row_stride, column_stride, array[1])
-        for j in range(columns):
-            block[j, i] = line[j]

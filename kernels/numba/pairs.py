@@ -12,11 +12,22 @@ import numpy as np
 
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.mathematics import exponential, row_sum, sigmoid, softplus
-from saccade.kernels.numba.memory import describe, load_block_transposed, store_row
+from saccade.kernels.numba.memory import describe, store_row
 from saccade.kernels.numba.products import product, wide
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
-from saccade.kernels.numba.tiles import COLUMNS, EXCESS, LOSS, ROWS, TOP, bands, load_band, rows_at, signed
+from saccade.kernels.numba.tiles import (
+    COLUMNS,
+    EXCESS,
+    LOSS,
+    ROWS,
+    TOP,
+    bands,
+    load_band,
+    load_columns,
+    rows_at,
+    signed,
+)
 from saccade.kernels.numba.vectors import widest_vectors
 
 
@@ -40,8 +51,9 @@ def pair_gradients(images, texts, logit_scale, statistics, factors, pairwise):
 def siglip_rows(work, sizes, in_band, a, b, scale, bias, per_row):
     n, k, e = sizes
     dtype = per_row.dtype
-    a_band, b_block = np.zeros((in_band * ROWS, e), dtype), np.zeros((e, wide(per_row, COLUMNS)), dtype)
-    logits, line = np.zeros((ROWS, wide(per_row, COLUMNS)), dtype), np.empty(e, dtype)
+    wide_k, wide_e = wide(per_row, COLUMNS), wide(per_row, e)
+    a_band, logits = np.zeros((in_band * ROWS, e), dtype), np.zeros((ROWS, wide_k), dtype)
+    b_rows, b_block = np.zeros((COLUMNS, wide_e), dtype), np.zeros((wide_e, wide_k), dtype)
     for band in shared(offer(work)):
         first = band * in_band * ROWS
         rows = min(in_band * ROWS, n - first)
@@ -49,7 +61,7 @@ def siglip_rows(work, sizes, in_band, a, b, scale, bias, per_row):
         per_row[first : first + rows] = 0
         for first_column in range(0, k, COLUMNS):
             columns = min(COLUMNS, k - first_column)
-            load_block_transposed(b_block, line, b, b[2], b[3], rows_at(b, first_column), columns, e)
+            load_columns(b_rows, b_block, b, first_column, columns, e)
             for start in range(0, rows, ROWS):
                 some = min(ROWS, rows - start)
                 product(a_band[start : start + some], e, 1, b_block, logits, some, columns, e, 0)
@@ -125,7 +137,7 @@ def _pair_backward(
     dtype = own.dtype
     wide_k, wide_e, band_rows = wide(own, COLUMNS), wide(own, e), in_band * ROWS
     a_band, total = np.zeros((band_rows, e), dtype), np.zeros((band_rows, wide_e), dtype)
-    b_block, b_rows, line = np.zeros((e, wide_k), dtype), np.zeros((COLUMNS, wide_e), dtype), np.empty(e, dtype)
+    b_rows, b_block = np.zeros((COLUMNS, wide_e), dtype), np.zeros((wide_e, wide_k), dtype)
     products, grads = np.zeros((ROWS, wide_k), dtype), np.zeros((ROWS, wide_k), dtype)
     for band in shared(offer(work)):
         first = band * band_rows
@@ -135,8 +147,7 @@ def _pair_backward(
         scale_rows[first : first + rows], bias_rows[first : first + rows] = 0, 0
         for first_column in range(0, k, COLUMNS):
             columns = min(COLUMNS, k - first_column)
-            load_block_transposed(b_block, line, b, b[2], b[3], rows_at(b, first_column), columns, e)
-            load_band(b_rows, b, first_column, columns, e)
+            load_columns(b_rows, b_block, b, first_column, columns, e)
             rest = slice(first_column, first_column + columns)
             for start in range(0, rows, ROWS):
                 some = min(ROWS, rows - start)

@@ -95,8 +95,8 @@ def offer(typingctx, work):
                 kept = builder.bitcast(_place(builder, team, ARGUMENTS), given.as_pointer())
                 for i, one in enumerate(kernel.args[2:]):
                     builder.store(one, builder.gep(kept, [I32(0), I32(i)]))
-                builder.atomic_rmw("add", _place(builder, team, OFFERS), I64(1), "seq_cst")
                 builder.atomic_rmw("xchg", _place(builder, team, ENTRY), builder.ptrtoint(entry, I64), "seq_cst")
+                builder.atomic_rmw("add", _place(builder, team, OFFERS), I64(1), "seq_cst")
         numbers = [builder.extract_value(arguments[0], i) for i in range(3)]
         return context.make_tuple(builder, signature.return_type, [*numbers, builder.load(offers)])
 
@@ -141,9 +141,10 @@ def shared(work):
 
 
 @jit
-def serve(team):
-    """Run what is offered, until nothing was for a while or the team is no more."""
-    seen, looks = 0, 0
+def serve(team, seen):
+    """Run what is offered after the first ``seen`` offers, until nothing was for a while or the team is no more; how
+    many there were."""
+    looks = 0
     while looks < LOOKS and _now(team, CLOSED) == 0:
         if _now(team, ENTRY) == 0 or _now(team, OFFERS) == seen:
             looks += 1
@@ -157,7 +158,9 @@ def serve(team):
             if _call(entry, team + 8 * ARGUMENTS) != 0:
                 exchange(team, FAILED, 1)
         add(team, INSIDE, -1)
+    offers = _now(team, OFFERS)
     add(team, ASLEEP, 1)
+    return offers if _now(team, ENTRY) == 0 else seen  # those were closed before they were looked at
 
 
 @jit

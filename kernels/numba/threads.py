@@ -68,9 +68,12 @@ class _Team:
             one.start()
 
     def _serve(self):
+        seen = 0
         while not self.memory[team.CLOSED]:
-            team.serve(self.address)
-            self.bell.get()
+            seen = team.serve(self.address, seen)
+            # a kernel that was called as this thread stopped looking rang for nobody
+            if not self.memory[team.WANTED] and self.memory[team.OFFERS] == seen:
+                self.bell.get()
 
     def call(self, kernel, items, runs, arguments):
         self.memory[team.TAKEN], self.memory[team.WANTED] = 0, 1
@@ -79,6 +82,7 @@ class _Team:
             kernel((self.address, items, runs), *arguments)
         finally:
             team.close(self.address)
+            self.memory[team.WANTED] = 0
         if self.memory[team.FAILED]:
             self.memory[team.FAILED] = 0
             raise MemoryError(f"{kernel.__name__}: one of its threads found no memory")

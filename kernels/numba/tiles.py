@@ -9,11 +9,11 @@ import numpy as np
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.layers import grain
 from saccade.kernels.numba.mathematics import exponential, fused, row_max, row_sum, row_sum_above
-from saccade.kernels.numba.memory import describe, load_block, load_block_transposed, load_row, store_row
+from saccade.kernels.numba.memory import describe, load_block, load_row, store_row
 from saccade.kernels.numba.products import product, wide
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
-from saccade.kernels.numba.vectors import widest_vectors
+from saccade.kernels.numba.vectors import transpose, widest_vectors
 
 # Tile sizes, multiples of the product's tile; they do not change which function is computed.
 ROWS, COLUMNS = 64, 96
@@ -21,6 +21,7 @@ ROWS, COLUMNS = 64, 96
 LARGEST_BAND, FEWEST_BANDS = 4, 8
 MOST_BANDS = 32  # for which all columns are kept
 CHUNK = 512  # columns
+TOGETHER = 8  # rows
 # What is kept of each row of logits. Weights are exp(factor (product − TOP) − EXCESS): differences of products first,
 # since a log-sum-exp in the hundreds has no digits left for the weights.
 LOSS, TOP, EXCESS = range(3)
@@ -41,21 +42,38 @@ def rows_at(array, row):
 def own_products(a, b, labels, core):
     """a_i · b_label for each row, in the very bits of the tiles; 0 where there is no label."""
     own = np.zeros(len(a), core)
-    parallel_for(_dots, len(a), grain(a.shape[1]), a.shape[1], describe(a), describe(b), labels, own)
+    groups = -(-len(a) // TOGETHER)
+    parallel_for(_dots, groups, grain(TOGETHER * a.shape[1]), a.shape[1], describe(a), describe(b), labels, own)
     return own
 
 
 @jit
 def _dots(work, e, a, b, labels, own):
-    row, other = np.empty(e, own.dtype), np.empty(e, own.dtype)
-    for i in shared(offer(work)):
-        if labels[i] >= 0:
-            load_row(row, rows_at(a, i), a[3], a[1])
-            load_row(other, rows_at(b, labels[i]), b[3], b[1])
-            total = own.dtype.type(0)
-            for j in range(e):
-                total = fused(row[j], other[j], total)
-            own[i] = total
+    """Each sum is one chain of fused multiply-adds, so TOGETHER of them are under way at a time."""
+    rows, others = np.zeros((TOGETHER, e), own.dtype), np.zeros((TOGETHER, e), own.dtype)
+    for group in shared(offer(work)):
+        first = TOGETHER * group
+        some = min(TOGETHER, own.shape[0] - first)
+        for i in range(some):
+            if labels[first + i] >= 0:
+                load_row(rows[i], rows_at(a, first + i), a[3], a[1])
+                load_row(others[i], rows_at(b, labels[first + i]), b[3], b[1])
+        zero = own.dtype.type(0)
+        sums = (zero, zero, zero, zero, zero, zero, zero, zero)
+        for j in range(e):
+            sums = _fused_each(rows, others, j, sums)
+        for i in range(some):
+            own[first + i] = sums[i] if labels[first + i] >= 0 else zero
+
+
+@jit
+def _fused_each(rows, others, j, sums):
+    s0, s1, s2, s3, s4, s5, s6, s7 = sums
+    return (
+        fused(rows[0, j], others[0, j], s0), fused(rows[1, j], others[1, j], s1), fused(rows[2, j], others[2, j], s2),
+        fused(rows[3, j], others[3, j], s3), fused(rows[4, j], others[4, j], s4), fused(rows[5, j], others[5, j], s5),
+        fused(rows[6, j], others[6, j], s6), fused(rows[7, j], others[7, j], s7),
+    )  # fmt: skip
 
 
 def bands(n, most=None):
@@ -73,6 +91,13 @@ def load_band(target, x, first, rows, e):
 
 
 @jit
+def load_columns(rows, turned, x, first, count, e):
+    """``count`` rows of a matrix from ``first`` on, as they lie and as columns: scratch of whole vectors both ways."""
+    load_band(rows, x, first, count, e)
+    transpose(rows, turned, wide(rows, count), rows.shape[1])
+
+
+@jit
 def product_statistics(work, sizes, in_band, a, b, scale, labels, own, statistics, mean, across):
     """Per row i of logits scale · A Bᵀ, a band of rows at a time, with s the sign of the scale:
 
@@ -87,8 +112,9 @@ def product_statistics(work, sizes, in_band, a, b, scale, labels, own, statistic
     n, k, e = sizes
     dtype = own.dtype
     factor = abs(scale)
-    a_band, b_block = np.zeros((in_band * ROWS, e), dtype), np.zeros((e, wide(own, COLUMNS)), dtype)
-    logits, line = np.zeros((ROWS, wide(own, COLUMNS)), dtype), np.empty(e, dtype)
+    wide_k, wide_e = wide(own, COLUMNS), wide(own, e)
+    a_band, logits = np.zeros((in_band * ROWS, e), dtype), np.zeros((ROWS, wide_k), dtype)
+    b_rows, b_block = np.zeros((COLUMNS, wide_e), dtype), np.zeros((wide_e, wide_k), dtype)
     top, total, whole = (
         np.empty(in_band * ROWS, dtype),
         np.empty(in_band * ROWS, dtype),
@@ -102,7 +128,7 @@ def product_statistics(work, sizes, in_band, a, b, scale, labels, own, statistic
             top[i], total[i], whole[i] = signed(finite(own[first + i]), scale), 0, 0
         for first_column in range(0, k, COLUMNS):
             columns = min(COLUMNS, k - first_column)
-            load_block_transposed(b_block, line, b, b[2], b[3], rows_at(b, first_column), columns, e)
+            load_columns(b_rows, b_block, b, first_column, columns, e)
             if across.shape[0] > 0:
                 for j in range(columns):
                     across[band, 0, first_column + j] = signed(finite(own[first_column + j]), scale)
@@ -241,8 +267,8 @@ def linear_backward_hidden(work, sizes, in_band, hidden, weight, labels, smoothi
     wide_k, wide_e = wide(grad_rows, COLUMNS), wide(grad_rows, e)
     band_rows = in_band * ROWS
     a_band, total = np.zeros((band_rows, e), dtype), np.zeros((band_rows, wide_e), dtype)
-    b_block, b_rows = np.zeros((e, wide_k), dtype), np.zeros((COLUMNS, wide_e), dtype)
-    logits, line = np.zeros((ROWS, wide_k), dtype), np.empty(e, dtype)
+    b_block, b_rows = np.zeros((wide_e, wide_k), dtype), np.zeros((COLUMNS, wide_e), dtype)
+    logits = np.zeros((ROWS, wide_k), dtype)
     share = smoothing / dtype.type(k)
     for band in shared(offer(work)):
         first = band * band_rows
@@ -251,10 +277,7 @@ def linear_backward_hidden(work, sizes, in_band, hidden, weight, labels, smoothi
         total[:] = 0
         for first_column in range(0, k, COLUMNS):
             columns = min(COLUMNS, k - first_column)
-            load_block_transposed(
-                b_block, line, weight, weight[2], weight[3], rows_at(weight, first_column), columns, e
-            )
-            load_band(b_rows, weight, first_column, columns, e)
+            load_columns(b_rows, b_block, weight, first_column, columns, e)
             for start in range(0, rows, ROWS):
                 some = min(ROWS, rows - start)
                 part, at = slice(start, start + some), first + start
@@ -270,13 +293,13 @@ def linear_backward_weight(work, sizes, hidden, weight, labels, smoothing, stati
     n, k, e = sizes
     dtype = grad_rows.dtype
     wide_k, wide_e = wide(grad_rows, COLUMNS), wide(grad_rows, e)
-    a_block, b_block = np.zeros((ROWS, wide_e), dtype), np.zeros((e, wide_k), dtype)
-    logits, total, line = np.zeros((ROWS, wide_k), dtype), np.zeros((COLUMNS, wide_e), dtype), np.empty(e, dtype)
+    a_block, b_block = np.zeros((ROWS, wide_e), dtype), np.zeros((wide_e, wide_k), dtype)
+    logits, total = np.zeros((ROWS, wide_k), dtype), np.zeros((COLUMNS, wide_e), dtype)
     share = smoothing / dtype.type(k)
     for block in shared(offer(work)):
         first_column = block * COLUMNS
         columns = min(COLUMNS, k - first_column)
-        load_block_transposed(b_block, line, weight, weight[2], weight[3], rows_at(weight, first_column), columns, e)
+        load_columns(total, b_block, weight, first_column, columns, e)
         total[:] = 0
         for first in range(0, n, ROWS):
             rows = min(ROWS, n - first)
