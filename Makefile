@@ -6,7 +6,7 @@ FOLDERS := $(shell find bindings reference kernels bench -type d -not -name __py
 INSTALL := $(BIN)/python -m pip install --config-settings editable_mode=strict --editable
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test gpu lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/installed-demo
@@ -14,6 +14,12 @@ demo: $(VENV)/installed-demo
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest --numprocesses auto --dist worksteal
+
+# On a machine with a GPU: its tests, then the speed of what they found right. A run that is interrupted goes on.
+gpu: $(VENV)/installed-dev
+	$(BIN)/pytest -m gpu --numprocesses auto --dist worksteal
+	$(BIN)/saccade bench --suite deck --device cuda --graph --dtype bfloat16 \
+	    --json bench/results/deck-gpu.json --out report/bench
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
