@@ -2,7 +2,7 @@
 
 import pytest
 import triton
-from triton_builds import COMPILED, TARGETS, built, recorded
+from triton_builds import COMPILED, TARGETS, built, recorded, recorded_by
 
 from saccade.kernels.triton.memory import INTERPRETED
 
@@ -14,8 +14,9 @@ def test_kernels_compile_and_take_no_more_than_recorded(call, target):
     assert not INTERPRETED
     for name, (registers, stack, shared) in built(call, target).items():
         assert shared <= TARGETS[target][1] and (registers or 1) <= 255, (name, registers, shared)
-        _, most_stack, most_shared = RECORDED[call, target, name]
-        assert shared <= most_shared and (stack or 0) <= (most_stack or 0), (name, stack, shared, triton.__version__)
+        if triton.__version__ == recorded_by():
+            _, most_stack, most_shared = RECORDED[call, target, name]
+            assert shared <= most_shared and (stack or 0) <= (most_stack or 0), (name, stack, shared)
 
 
 def test_every_record_is_of_a_kernel_that_is_built():

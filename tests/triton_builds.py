@@ -22,8 +22,9 @@ TABLE = Path(__file__).parents[1] / "bench/results/triton-resources.md"
 HEADER = """# What Triton's kernels take
 
 Compiled ahead of time by Triton {triton}: registers of a thread, bytes of its stack, which but for a few kernels are
-spilled registers, and bytes of shared memory of a program. A test fails where a kernel takes more stack or shared
-memory than here. `python tests/triton_builds.py` writes this table.
+spilled registers, and bytes of shared memory of a program. With that version, a test fails where a kernel takes more
+stack or shared memory than here; with others, where it does not fit the GPU. `python tests/triton_builds.py` writes
+this table.
 
 | what is called | target | kernel | registers | stack | shared memory |
 |---|---|---|---|---|---|
@@ -250,6 +251,11 @@ def recorded():
     """The rows of the table: (what is called, target, kernel) -> numbers as of ``built``."""
     rows = [line.strip("| ").split(" | ") for line in TABLE.read_text().splitlines() if "sm_" in line or "gfx" in line]
     return {tuple(row[:3]): tuple(None if x == "?" else int(x) for x in row[3:]) for row in rows}
+
+
+def recorded_by():
+    """The version of Triton that the table is of: torch asks for one of its own, so none is asked for here."""
+    return re.search(r"by Triton ([^:]+):", TABLE.read_text())[1]
 
 
 def main():
