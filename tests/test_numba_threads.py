@@ -155,3 +155,72 @@ def test_a_program_ends_while_helpers_are_awake():
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
         assert done.stdout == "end\n" and not done.stderr
+
+
+def in_a_process_with_torch(program):
+    """Its output; ``torch`` computes with two threads there, and ``parallel_for`` has been given two as well."""
+    beginning = (
+        "import sys, threading, numpy as np, torch; sys.path.insert(0, sys.argv[1]);"
+        "from test_numba_threads import count, failing, helped, threads, team, parallel_for, set_threads;"
+        "torch.set_num_threads(2); set_threads(2); torch.ones(1 << 20).exp();"
+        "ones = np.ones(64, np.int64); counts = np.zeros(64, np.int64)\n"
+    )
+    command = [sys.executable, "-P", "-c", beginning + program, os.path.dirname(__file__)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def torchs_openmp():
+    torch = pytest.importorskip("torch")
+    if not threads._openmp_of(torch):
+        pytest.skip("torch has no OpenMP of its own here")
+
+
+def test_threads_of_torchs_openmp_help_where_it_is_loaded(torchs_openmp):
+    program = """
+for _ in range(100):
+    parallel_for(count, 64, 1, counts, ones)
+came = np.zeros(1, np.int64)
+parallel_for(helped, 2, 1, came)
+print((counts == 100).all(), came[0], len(threads._team.threads), threading.active_count())
+"""
+    assert in_a_process_with_torch(program) == "True 1 0 1"
+
+
+def test_an_error_in_torchs_threads_reaches_the_caller(torchs_openmp):
+    program = """
+came = np.zeros(1, np.int64)
+try:
+    parallel_for(failing, 2, 1, came)
+except MemoryError as error:
+    print(error)
+parallel_for(count, 64, 1, counts, ones)
+print((counts == 1).all())
+"""
+    assert in_a_process_with_torch(program).splitlines() == ["failing: one of its threads found no memory", "True"]
+
+
+def test_torchs_threads_are_left_alone_if_there_are_more_or_fewer(torchs_openmp):
+    program = """
+torch.set_num_threads(1)
+parallel_for(count, 64, 1, counts, ones)
+print((counts == 1).all(), len(threads._team.threads))
+"""
+    assert in_a_process_with_torch(program) == "True 1"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_does_not_wait_for_torchs_threads(torchs_openmp):
+    program = """
+import os, warnings
+warnings.simplefilter("ignore")
+parallel_for(count, 64, 1, counts, ones)
+child = os.fork()
+if child == 0:
+    parallel_for(count, 64, 1, counts, ones)
+    os._exit(0 if (counts == 2).all() and threads._team.threads[0].is_alive() else 1)
+print(os.waitpid(child, 0)[1])
+"""
+    assert in_a_process_with_torch(program) == "0"

@@ -36,10 +36,10 @@ def attention_forward(
     return ((out, lse) if return_lse else out), saved
 
 
-def _forward(query, key, value, mask, bias, causal, key_lengths, scale):
+def _forward(query, key, value, mask, bias, causal, key_lengths, scale, out=None):
     (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
     core = core_dtype(query.dtype)
-    out = np.empty((b, h, t, e), query.dtype)
+    out = np.empty((b, h, t, e), query.dtype) if out is None else out
     shifts, totals = np.empty((b, h, t), core), np.empty((b, h, t), core)
     scale = 1 / math.sqrt(d) if scale is None else float(scale)
     arrays = describe(query), describe(key), describe(value)
@@ -57,6 +57,12 @@ def _log_sum_exp(shifts, totals):
 
 def attention_backward(saved, grad_out, grad_lse=None):
     """Gradients for query, key, value and bias (None where no bias was given)."""
+    # A head dimension of its own strides may be shared by broadcasting: gradients are always dense.
+    return _backward(saved, grad_out, grad_lse, [np.empty(x.shape, x.dtype) for x in saved[:3]])
+
+
+def _backward(saved, grad_out, grad_lse, gradients_qkv):
+    grad_query, grad_key, grad_value = gradients_qkv
     query, key, value, bias, mask, key_lengths, out, lse, causal, scale = saved
     (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
     core = lse.dtype
@@ -69,8 +75,6 @@ def attention_backward(saved, grad_out, grad_lse=None):
     if grad_lse is not None:
         row_sums -= grad_lse
     common = *arrays, *extras, sizes, causal, scale, describe(grad_out), lse, row_sums
-    # A head dimension of its own strides may be shared by broadcasting: gradients are always dense.
-    grad_query, grad_key, grad_value = (np.empty(x.shape, x.dtype) for x in (query, key, value))
     parts = min(-(-_HEADS // max(b * h, 1)), max(s // KEYS, 1))
     sums = grad_query[None] if parts == 1 else np.empty((parts, *query.shape), core)
     outputs = describe(sums), describe(grad_key), describe(grad_value)
@@ -94,11 +98,11 @@ def qkv_attention(qkv, *, causal=False, key_lengths=None, scale=None):
 
 def qkv_attention_forward(qkv, *, causal=False, key_lengths=None, scale=None):
     """``qkv_attention`` and what ``qkv_attention_backward`` needs."""
-    query, key, value = np.moveaxis(qkv, (2, 3), (0, 2))
-    out, saved = attention_forward(query, key, value, causal=causal, key_lengths=key_lengths, scale=scale)
-    _, _, _, _, _, key_lengths, out, lse, causal, scale = saved
-    out = np.ascontiguousarray(np.moveaxis(out, 1, 2))
-    return out, (qkv, key_lengths, out, lse, causal, scale)
+    b, n, _, h, d = qkv.shape
+    out = np.empty((b, n, h, d), qkv.dtype)
+    three, out_bhnd = np.moveaxis(qkv, (2, 3), (0, 2)), np.moveaxis(out, 2, 1)
+    _, shifts, totals, scale = _forward(*three, None, None, causal, key_lengths, scale, out_bhnd)
+    return out, (qkv, key_lengths, out, _log_sum_exp(shifts, totals), causal, scale)
 
 
 def qkv_attention_backward(saved, grad_out):
@@ -106,8 +110,9 @@ def qkv_attention_backward(saved, grad_out):
     qkv, key_lengths, out, lse, causal, scale = saved
     query, key, value = np.moveaxis(qkv, (2, 3), (0, 2))
     whole = query, key, value, None, None, key_lengths, np.moveaxis(out, 2, 1), lse, causal, scale
-    *gradients, _ = attention_backward(whole, np.moveaxis(grad_out, 2, 1))
-    return (np.stack([np.moveaxis(x, 1, 2) for x in gradients], axis=2),)
+    grad = np.empty(qkv.shape, qkv.dtype)
+    _backward(whole, np.moveaxis(grad_out, 2, 1), None, np.moveaxis(grad, (2, 3), (0, 2)))
+    return (grad,)
 
 
 def varlen_attention(query, key, value, *, cumulative_lengths, causal=False, scale=None):

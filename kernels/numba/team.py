@@ -14,6 +14,8 @@ The team's memory is an array of int64, a cache line for each of the numbers bel
     FAILED   1 if a helper's kernel raised an error
     ASLEEP   helpers that went back to Python
     CLOSED   1 when the team is no more
+    POOL     the address of ``GOMP_parallel`` where an OpenMP's threads help instead; 0 otherwise
+    HANDS    how many of those there are, the caller counted
 """
 
 # An intrinsic is called without the typing context it is defined with.
@@ -30,10 +32,12 @@ from numba.extending import intrinsic
 
 from saccade.kernels.numba.compilation import jit
 
-WANTED, ENTRY, OFFERS, INSIDE, TAKEN, FAILED, ASLEEP, CLOSED, ARGUMENTS = range(0, 72, 8)
+WANTED, ENTRY, OFFERS, INSIDE, TAKEN, FAILED, ASLEEP, CLOSED, POOL, HANDS, ARGUMENTS = range(0, 88, 8)
 SIZE = ARGUMENTS + 512
 LOOKS = 400  # at the team's memory before a helper goes to sleep: about 0.2 ms
 I64, I32, BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
+HELPED = ir.FunctionType(ir.VoidType(), [BYTES])
+REGION = ir.FunctionType(ir.VoidType(), [HELPED.as_pointer(), BYTES, I32, I32])  # function, its data, threads, flags
 
 # Let another thread run on this processor; nothing, where the system has no such call.
 give_way: Any = types.ExternalFunction("sched_yield", types.int32()) if hasattr(os, "sched_yield") else jit(lambda: 0)
@@ -66,16 +70,24 @@ def _now(team, index):
 
 
 def _entry(module, kernel):
-    """(a function of the address of a kernel's arguments that calls it, what the arguments are kept as)."""
+    """(a function of the address of a kernel's arguments that calls it and notes an error, what they are kept as)."""
     given = ir.LiteralStructType([one.type for one in kernel.args[2:]])
-    function = ir.Function(module, ir.FunctionType(I32, [BYTES]), f"{kernel.name}.helped")
+    function = ir.Function(module, HELPED, f"{kernel.name}.helped")
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block())
     kept = builder.bitcast(function.args[0], given.as_pointer())
     returned, error = (builder.alloca(one.type.pointee) for one in kernel.args[:2])
     arguments = [builder.load(builder.gep(kept, [I32(0), I32(i)])) for i in range(len(given.elements))]
-    builder.ret(builder.call(kernel, [returned, error, *arguments]))
+    status = builder.call(kernel, [returned, error, *arguments])
+    with builder.if_then(builder.icmp_signed("!=", status, I32(0))):
+        team = builder.sub(builder.ptrtoint(function.args[0], I64), I64(8 * ARGUMENTS))
+        builder.atomic_rmw("xchg", _place(builder, team, FAILED), I64(1), "seq_cst")
+    builder.ret_void()
     return function, given
+
+
+def _call_from(builder, address, kind, *arguments):
+    return builder.call(builder.inttoptr(address, kind.as_pointer()), arguments)
 
 
 @intrinsic
@@ -95,8 +107,15 @@ def offer(typingctx, work):
                 kept = builder.bitcast(_place(builder, team, ARGUMENTS), given.as_pointer())
                 for i, one in enumerate(kernel.args[2:]):
                     builder.store(one, builder.gep(kept, [I32(0), I32(i)]))
-                builder.atomic_rmw("xchg", _place(builder, team, ENTRY), builder.ptrtoint(entry, I64), "seq_cst")
-                builder.atomic_rmw("add", _place(builder, team, OFFERS), I64(1), "seq_cst")
+                pool, hands = (builder.load(_place(builder, team, index)) for index in (POOL, HANDS))
+                with builder.if_else(builder.icmp_signed("!=", pool, I64(0))) as (pooled, own):
+                    with pooled:  # returns when all items are done
+                        hands = builder.trunc(hands, I32)
+                        _call_from(builder, pool, REGION, entry, builder.bitcast(kept, BYTES), hands, I32(0))
+                    with own:
+                        address = builder.ptrtoint(entry, I64)
+                        builder.atomic_rmw("xchg", _place(builder, team, ENTRY), address, "seq_cst")
+                        builder.atomic_rmw("add", _place(builder, team, OFFERS), I64(1), "seq_cst")
         numbers = [builder.extract_value(arguments[0], i) for i in range(3)]
         return context.make_tuple(builder, signature.return_type, [*numbers, builder.load(offers)])
 
@@ -106,10 +125,10 @@ def offer(typingctx, work):
 @intrinsic
 def _call(typingctx, entry, kept):
     def codegen(context, builder, signature, arguments):
-        function = builder.inttoptr(arguments[0], ir.FunctionType(I32, [BYTES]).as_pointer())
-        return builder.call(function, [builder.inttoptr(arguments[1], BYTES)])
+        _call_from(builder, arguments[0], HELPED, builder.inttoptr(arguments[1], BYTES))
+        return context.get_dummy_value()
 
-    return types.int32(types.int64, types.int64), codegen
+    return types.void(types.int64, types.int64), codegen
 
 
 @jit
@@ -155,8 +174,7 @@ def serve(team, seen):
         entry = _now(team, ENTRY)  # which is 0 if the kernel was closed in between
         if entry != 0:
             seen = _now(team, OFFERS)
-            if _call(entry, team + 8 * ARGUMENTS) != 0:
-                exchange(team, FAILED, 1)
+            _call(entry, team + 8 * ARGUMENTS)
         add(team, INSIDE, -1)
     offers = _now(team, OFFERS)
     add(team, ASLEEP, 1)

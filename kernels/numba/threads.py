@@ -2,14 +2,18 @@
 
 The kernels release the GIL, so plain Python threads run them side by side. numba's own threading layers are
 not used: its OpenMP layer kills a forked child, its workqueue aborts when two threads call at once, and TBB
-is not found where pip puts it. Each kernel computes an item the same way whoever takes it, so results have the same
-bits for any number of threads.
+is not found where pip puts it. But where torch is loaded, the threads of torch's OpenMP help instead: they go on looking
+for work for a while after each of torch's operations, on the processors that threads of ours would need. Each kernel
+computes an item the same way whoever takes it, so results have the same bits for any number of threads.
 """
 
 import atexit
+import ctypes
 import os
 import queue
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,7 @@ RUNS = 8  # of items for each thread, so that one that is slowed down takes fewe
 
 _threads = config.NUMBA_NUM_THREADS
 _team: Any = None
+_openmp: Any = None  # torch's, or False where there is none to use
 
 
 def get_threads():
@@ -61,9 +66,12 @@ class _Team:
     def __init__(self, helpers):
         self.helpers = helpers
         self.memory = np.zeros(team.SIZE, np.int64)
+        self.memory[team.HANDS] = helpers + 1
         self.address = self.memory.ctypes.data
-        self.bell, self.busy = queue.SimpleQueue(), threading.Lock()
-        self.threads = [threading.Thread(target=self._serve, name="saccade", daemon=True) for _ in range(helpers)]
+        self.bell, self.busy, self.threads = queue.SimpleQueue(), threading.Lock(), []
+
+    def _start(self):
+        self.threads = [threading.Thread(target=self._serve, name="saccade", daemon=True) for _ in range(self.helpers)]
         for one in self.threads:
             one.start()
 
@@ -77,7 +85,11 @@ class _Team:
 
     def call(self, kernel, items, runs, arguments):
         self.memory[team.TAKEN], self.memory[team.WANTED] = 0, 1
-        self.wake()
+        self.memory[team.POOL] = pool = _pool(self.helpers + 1)
+        if not pool:
+            if not self.threads:
+                self._start()
+            self.wake()
         try:
             kernel((self.address, items, runs), *arguments)
         finally:
@@ -116,8 +128,29 @@ def _dismiss():
 
 
 def _forget():
-    global _team
-    _team = None
+    global _team, _openmp
+    _team, _openmp = None, False
+
+
+def _pool(threads):
+    """The address of ``GOMP_parallel`` if torch's OpenMP has as many threads, or 0."""
+    global _openmp
+    if _openmp is None and "torch" in sys.modules:
+        _openmp = _openmp_of(sys.modules["torch"])
+    if not _openmp or _openmp.omp_get_max_threads() != threads:
+        return 0
+    return ctypes.cast(_openmp.GOMP_parallel, ctypes.c_void_p).value
+
+
+def _openmp_of(torch):
+    for path in sorted(Path(torch.__file__).with_name("lib").glob("libgomp*.so*")):
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:
+            continue
+        if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_max_threads"):
+            return library
+    return False
 
 
 os.register_at_fork(after_in_child=_forget)  # threads do not survive a fork
