@@ -186,3 +186,13 @@ def test_second_derivatives_are_refused():
 def test_a_number_as_logit_scale_has_no_gradient_and_the_same_loss():
     images, texts = torch.randn(4, 3), torch.randn(4, 3)
     assert torch.equal(saccade.clip_loss(images, texts, 2.0), saccade.clip_loss(images, texts, torch.tensor(2.0)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own use of it
+def test_without_gradients_the_numbers_are_the_same_and_forward_mode_is_still_refused():
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        alone = saccade.gelu(x)
+        with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward"):
+            saccade.gelu(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+    assert torch.equal(alone, saccade.gelu(x.requires_grad_()).detach())

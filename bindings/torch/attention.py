@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from saccade.torch.arrays import call, compute_dtype, dense
-from saccade.torch.registration import Differentiable, absent, first_derivative, operator, present
+from saccade.torch.registration import Differentiable, absent, applied, first_derivative, operator, present
 
 
 def _attention_shapes(query, key, value, mask, bias, causal, key_lengths, scale, backend):
@@ -64,7 +64,7 @@ def attention(
     backend=None,
 ):  # fmt: skip
     """See ``saccade.attention``."""
-    out, lse = _Attention.apply(query, key, value, mask, bias, causal, key_lengths, scale, backend)
+    out, lse = applied(_Attention, query, key, value, mask, bias, causal, key_lengths, scale, backend)
     return (out, lse) if return_lse else out
 
 
@@ -123,7 +123,7 @@ class _QkvAttention(Differentiable):
 
 def qkv_attention(qkv, *, causal=False, key_lengths=None, scale=None, backend=None):
     """See ``saccade.qkv_attention``."""
-    return _QkvAttention.apply(qkv, causal, key_lengths, scale, backend)[0]
+    return applied(_QkvAttention, qkv, causal, key_lengths, scale, backend)[0]
 
 
 def _varlen_shapes(query, key, value, cumulative_lengths, causal, scale, backend):
@@ -172,4 +172,4 @@ class _VarlenAttention(Differentiable):
 
 def varlen_attention(query, key, value, *, cumulative_lengths, causal=False, scale=None, backend=None):
     """See ``saccade.varlen_attention``."""
-    return _VarlenAttention.apply(query, key, value, cumulative_lengths, causal, scale, backend)[0]
+    return applied(_VarlenAttention, query, key, value, cumulative_lengths, causal, scale, backend)[0]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.torch.arrays import call, compute_dtype, dense
-from saccade.torch.registration import Differentiable, absent, first_derivative, operator, own, present
+from saccade.torch.registration import Differentiable, absent, applied, first_derivative, operator, own, present
 
 
 def linear(x, weight, bias=None, *, backend=None):
@@ -37,7 +37,7 @@ class _Embedding(Differentiable):
 def embedding(tokens, weight, *, backend=None):
     """See ``saccade.embedding``; torch's own, with a gradient that is added up in float32 at least."""
     own("embedding", backend)
-    return _Embedding.apply(tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long(), weight)
+    return applied(_Embedding, tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long(), weight)
 
 
 def mlp(x, weight_in, bias_in, weight_out, bias_out, *, kind="erf", backend=None):
@@ -101,7 +101,7 @@ class _LayerNorm(Differentiable):
 
 def layer_norm(x, scale, bias=None, *, eps=1e-5, residual=None, backend=None):
     """See ``saccade.layer_norm``."""
-    out, total, _, _ = _LayerNorm.apply(x, scale, bias, eps, residual, backend)
+    out, total, _, _ = applied(_LayerNorm, x, scale, bias, eps, residual, backend)
     return out if residual is None else (out, total)
 
 
@@ -154,7 +154,7 @@ class _RmsNorm(Differentiable):
 
 def rms_norm(x, scale, *, eps=1e-5, residual=None, backend=None):
     """See ``saccade.rms_norm``."""
-    out, total, _ = _RmsNorm.apply(x, scale, eps, residual, backend)
+    out, total, _ = applied(_RmsNorm, x, scale, eps, residual, backend)
     return out if residual is None else (out, total)
 
 
@@ -186,7 +186,7 @@ class _Gelu(Differentiable):
 
 def gelu(x, *, kind="erf", backend=None):
     """See ``saccade.gelu``."""
-    return _Gelu.apply(x, kind, backend)
+    return applied(_Gelu, x, kind, backend)
 
 
 @operator("l2_normalize_forward", lambda x, eps, backend: dense(x))
@@ -217,4 +217,4 @@ class _L2Normalize(Differentiable):
 
 def l2_normalize(x, *, eps=1e-12, backend=None):
     """See ``saccade.l2_normalize``."""
-    return _L2Normalize.apply(x, eps, backend)
+    return applied(_L2Normalize, x, eps, backend)

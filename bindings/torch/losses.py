@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from saccade.torch.arrays import call, compute_dtype, dense
-from saccade.torch.registration import Differentiable, first_derivative, operator
+from saccade.torch.registration import Differentiable, applied, first_derivative, operator
 
 
 def _statistic(x, rows):
@@ -66,7 +66,7 @@ def softmax_cross_entropy(
 ):  # fmt: skip
     """See ``saccade.softmax_cross_entropy``."""
     options = ignore_index, float(label_smoothing), reduction, backend
-    return _SoftmaxCrossEntropy.apply(logits, labels.detach(), *options)[0]
+    return applied(_SoftmaxCrossEntropy, logits, labels.detach(), *options)[0]
 
 
 @operator("sigmoid_cross_entropy_forward", lambda logits, targets, reduction, backend: _loss(logits, reduction))
@@ -100,7 +100,7 @@ class _SigmoidCrossEntropy(Differentiable):
 
 def sigmoid_cross_entropy(logits, targets, *, reduction="mean", backend=None):
     """See ``saccade.sigmoid_cross_entropy``."""
-    return _SigmoidCrossEntropy.apply(logits, targets.detach(), reduction, backend)
+    return applied(_SigmoidCrossEntropy, logits, targets.detach(), reduction, backend)
 
 
 @operator(
@@ -155,7 +155,7 @@ def linear_cross_entropy(
 ):  # fmt: skip
     """See ``saccade.linear_cross_entropy``."""
     options = ignore_index, float(label_smoothing), reduction, backend
-    return _LinearCrossEntropy.apply(hidden, weight, labels, *options)[0]
+    return applied(_LinearCrossEntropy, hidden, weight, labels, *options)[0]
 
 
 def _pair_shapes(images, texts, logit_scale, backend):
@@ -205,7 +205,7 @@ def factor(x, beside):
 
 def clip_loss(image_embeddings, text_embeddings, logit_scale, *, backend=None):
     """See ``saccade.clip_loss``."""
-    return _ClipLoss.apply(image_embeddings, text_embeddings, factor(logit_scale, image_embeddings), backend)[0]
+    return applied(_ClipLoss, image_embeddings, text_embeddings, factor(logit_scale, image_embeddings), backend)[0]
 
 
 @operator("siglip_loss_forward", lambda images, *_: _statistic(images, ()))
@@ -244,4 +244,4 @@ class _SiglipLoss(Differentiable):
 def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias, *, backend=None):
     """See ``saccade.siglip_loss``."""
     factors = (factor(x, image_embeddings) for x in (logit_scale, logit_bias))
-    return _SiglipLoss.apply(image_embeddings, text_embeddings, *factors, backend)
+    return applied(_SiglipLoss, image_embeddings, text_embeddings, *factors, backend)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.torch.arrays import call, compute_dtype, dense, from_numpy, to_numpy
-from saccade.torch.registration import Differentiable, absent, first_derivative, operator, own, present
+from saccade.torch.registration import Differentiable, absent, applied, first_derivative, operator, own, present
 
 
 def _patch_shapes(images, weight, bias, mean, std, backend):
@@ -90,7 +90,7 @@ class _PatchEmbed(Differentiable):
 def patch_embed(images, weight, bias=None, *, mean=None, std=None, backend=None):
     """See ``saccade.patch_embed``."""
     mean, std = (None if x is None else [float(v) for v in x] for x in (mean, std))
-    return _PatchEmbed.apply(images, weight, bias, mean, std, backend)
+    return applied(_PatchEmbed, images, weight, bias, mean, std, backend)
 
 
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, backend=None):

@@ -19,10 +19,11 @@ from saccade.kernels.numba.threads import parallel_for
 from saccade.kernels.numba.tiles import (
     COLUMNS,
     EXCESS,
+    FEWEST_BANDS,
+    LARGEST_BAND,
     LOSS,
     ROWS,
     TOP,
-    bands,
     load_band,
     load_columns,
     rows_at,
@@ -30,18 +31,34 @@ from saccade.kernels.numba.tiles import (
 )
 from saccade.kernels.numba.vectors import widest_vectors
 
+PANEL = 100 << 20  # bytes of gradients of logits that are kept at a time
+DEPTH = 256  # rows of a panel that are multiplied at a time
+
 
 def pair_gradients(images, texts, logit_scale, statistics, factors, pairwise):
-    """Gradients for images, texts, logit_scale, and per row of logits their sum."""
+    """Gradients for images, texts, logit_scale, and per row of logits their sum.
+
+    G is formed once, for a panel of rows at a time: as many as ``PANEL`` holds.
+    """
     own, of_images, of_texts = statistics
-    n, e = images.shape
+    (n, e), core = images.shape, own.dtype
     grad_images, grad_texts = np.empty(images.shape, images.dtype), np.empty(texts.shape, texts.dtype)
-    scale_rows, bias_rows, unused = np.empty((3, n), own.dtype)
-    sizes, (count, in_band) = (n, n, e), bands(n)
-    swapped = describe(texts), describe(images), own, of_texts, of_images, *factors, pairwise
-    straight = describe(images), describe(texts), own, of_images, of_texts, *factors, pairwise
-    parallel_for(_pair_backward, count, 1, sizes, in_band, *swapped, describe(grad_texts), unused, unused)
-    parallel_for(_pair_backward, count, 1, sizes, in_band, *straight, describe(grad_images), scale_rows, bias_rows)
+    scale_rows, bias_rows = np.empty((2, n), core)
+    blocks = max(-(-n // COLUMNS), 1)
+    fitting = max(1, min(-(-n // ROWS), PANEL // (ROWS * blocks * COLUMNS * core.itemsize)))
+    in_band = max(1, min(LARGEST_BAND, fitting // FEWEST_BANDS))
+    count = fitting // in_band
+    height, wide_e = count * in_band * ROWS, wide(own, e)
+    panel, rows = np.empty((blocks, height, wide(own, COLUMNS)), core), np.zeros((height, wide_e), core)
+    sums = grad_texts if grad_texts.dtype == core and wide_e == e else np.empty((n, wide_e), core)
+    arrays = describe(images), describe(texts), own, of_images, of_texts, *factors, pairwise
+    outputs = describe(grad_images), scale_rows, bias_rows
+    for first in range(0, n, height):
+        here = min(height, n - first)
+        sizes, bands_here = (first, n, e), -(-here // (in_band * ROWS))
+        parallel_for(_panel_rows, bands_here, 1, sizes, in_band, *arrays, panel, rows, *outputs)
+        ends = first == 0, first + here == n
+        parallel_for(_panel_columns, blocks, 1, (here, n, e), panel, rows, factors[0], ends, sums, describe(grad_texts))
     given = isinstance(logit_scale, np.ndarray)
     grad_scale = np.asarray(scale_rows.sum()).astype(logit_scale.dtype) if given else None
     return grad_images, grad_texts, grad_scale, bias_rows
@@ -128,31 +145,35 @@ def _weights_of_both(grads, products, scale, factor, own, top, excess, owns, top
 
 
 @jit
-def _pair_backward(
-    work, sizes, in_band, a, b, own, of_a, of_b, scale, bias, factor, pairwise, grad_a, scale_rows, bias_rows
-):
-    """dA = scale · G B with G the gradient of the logits, for a band of rows of A at a time; and per row the gradients
-    of the scale, sum G · (A Bᵀ), in which own products are left out of either softmax's share, and of the bias."""
-    n, k, e = sizes
+def _panel_rows(
+    work, sizes, in_band, a, b, own, of_a, of_b, scale, bias, factor, pairwise, panel, panel_a, grad_a, scale_rows,
+    bias_rows,
+):  # fmt: skip
+    """dA = scale · G B for rows of A from the panel's first, a band at a time, with G the gradient of the logits, which
+    stays in ``panel`` as the rows of A do in ``panel_a``; and per row the gradients of the scale, sum G · (A Bᵀ), in
+    which own products are left out of either softmax's share, and of the bias."""
+    panel_first, n, e = sizes
     dtype = own.dtype
     wide_k, wide_e, band_rows = wide(own, COLUMNS), wide(own, e), in_band * ROWS
-    a_band, total = np.zeros((band_rows, e), dtype), np.zeros((band_rows, wide_e), dtype)
+    total = np.zeros((band_rows, wide_e), dtype)
     b_rows, b_block = np.zeros((COLUMNS, wide_e), dtype), np.zeros((wide_e, wide_k), dtype)
-    products, grads = np.zeros((ROWS, wide_k), dtype), np.zeros((ROWS, wide_k), dtype)
+    products = np.zeros((ROWS, wide_k), dtype)
     for band in shared(offer(work)):
-        first = band * band_rows
+        local = band * band_rows
+        first = panel_first + local
         rows = min(band_rows, n - first)
-        load_band(a_band, a, first, rows, e)
+        load_band(panel_a[local:], a, first, rows, e)
         total[:] = 0
         scale_rows[first : first + rows], bias_rows[first : first + rows] = 0, 0
-        for first_column in range(0, k, COLUMNS):
-            columns = min(COLUMNS, k - first_column)
+        for block in range(panel.shape[0]):
+            first_column = block * COLUMNS
+            columns = min(COLUMNS, n - first_column)
             load_columns(b_rows, b_block, b, first_column, columns, e)
             rest = slice(first_column, first_column + columns)
             for start in range(0, rows, ROWS):
                 some = min(ROWS, rows - start)
-                part = slice(start, start + some)
-                product(a_band[part], e, 1, b_block, products, some, columns, e, 0)
+                grads = panel[block, local + start : local + start + some]
+                product(panel_a[local + start :], wide_e, 1, b_block, products, some, columns, e, 0)
                 for i in range(some):
                     row = first + start + i
                     grad, along, at = grads[i, :columns], products[i, :columns], row - first_column
@@ -164,8 +185,33 @@ def _pair_backward(
                         )
                     scale_rows[row] += row_sum(along)
                     bias_rows[row] += row_sum(grad)
-                product(grads, wide_k, 1, b_rows, total[part], some, e, columns, 1)
+                product(grads, wide_k, 1, b_rows, total[start : start + some], some, e, columns, 1)
         for i in range(rows):
-            for j in range(e):
-                total[i, j] *= scale
+            _scale(total[i], scale)
             store_row(rows_at(grad_a, first + i), grad_a[3], grad_a[1], total[i, :e])
+
+
+@jit
+def _panel_columns(work, sizes, panel, panel_a, scale, ends, sums, grad_b):
+    """sums += Gᵀ A of a panel's rows, a block of columns at a time; dB = scale · sums after the last panel."""
+    rows, n, e = sizes
+    is_first, is_last = ends
+    for block in shared(offer(work)):
+        first = block * COLUMNS
+        columns = min(COLUMNS, n - first)
+        total = sums[first : first + columns]
+        for start in range(0, rows, DEPTH):
+            grads, depth = panel[block, start:], min(DEPTH, rows - start)
+            added = not (is_first and start == 0)
+            product(grads, 1, grads.shape[1], panel_a[start:], total, columns, e, depth, added)
+        if is_last:
+            for j in range(columns):
+                _scale(total[j], scale)
+                store_row(rows_at(grad_b, first + j), grad_b[3], grad_b[1], total[j, :e])
+
+
+@jit
+def _scale(row, scale):
+    widest_vectors()
+    for j in range(row.shape[0]):
+        row[j] *= scale

@@ -2,7 +2,7 @@
 
 The kernels release the GIL, so plain Python threads run them side by side. numba's own threading layers are
 not used: its OpenMP layer kills a forked child, its workqueue aborts when two threads call at once, and TBB
-is not found where pip puts it. But where torch is loaded, the threads of torch's OpenMP help instead: they go on looking
+is not found where pip puts it. But where torch is loaded, the threads of its OpenMP help instead: they go on looking
 for work for a while after each of torch's operations, on the processors that threads of ours would need. Each kernel
 computes an item the same way whoever takes it, so results have the same bits for any number of threads.
 """
