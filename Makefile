@@ -6,7 +6,7 @@ FOLDERS := $(shell find bindings reference kernels bench -type d -not -name __py
 INSTALL := $(BIN)/python -m pip install --config-settings editable_mode=strict --editable
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test gpu lint clean
+.PHONY: demo test gpu lint docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/installed-demo
@@ -47,5 +47,8 @@ $(VENV)/installed-dev: pyproject.toml $(FOLDERS) | $(VENV)/made
 	$(BIN)/python -m pip install --no-deps torchvision==0.29.2 timm==1.0.31 open_clip_torch==3.3.0
 	touch $@
 
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist report
+	rm -rf $(VENV) build dist report site

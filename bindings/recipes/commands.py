@@ -40,6 +40,7 @@ def add(app):
     _finetune(app)
     _generate(app)
     _evaluate(app)
+    _visualize(app)
 
 
 def _group(text):
@@ -310,6 +311,22 @@ def _evaluate(app):
 
             options = dict(layers=layer or None, seed=seed, picture=picture, workers=workers, device=device)
             _keep(json_file, probe.run(model, train, test, **options))
+
+
+def _visualize(app):
+    @app.command(epilog="Example: saccade visualize classes/model.safetensors cat.jpg dog.jpg --out inside.html")
+    def visualize(
+        model: str = typer.Argument(help="A checkpoint of a ViT or CLIP, or hf:owner/name."),
+        pictures: list[Path] = typer.Argument(None, help="Attention is shown on each."),
+        out: Path = typer.Option("inside.html", help="The page."),
+        text: list[str] = typer.Option([], help="For a CLIP's similarity matrix; may be repeated."),
+        variant: str = typer.Option(None, help="What the file does not say of itself, as in clip-ViT-B/32."),
+    ):
+        """Look inside a vision transformer: filters, positions, distances and rollouts of attention."""
+        with one_sentence("saccade visualize"):
+            from saccade.recipes import visualize as recipe
+
+            recipe.run(model, pictures or [], out, texts=text, variant=variant)
 
 
 def _keep(path, result):

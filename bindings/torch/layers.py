@@ -1,16 +1,51 @@
-"""The layers for tensors: matrix products are torch's own, the rest operators of ours."""
+"""The layers for tensors: operators of ours, but for products of matrices where torch's are as fast."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saccade.kernels.numba.matrices import OWN
 from saccade.torch.arrays import call, compute_dtype, dense
 from saccade.torch.registration import Differentiable, absent, applied, first_derivative, operator, own, present
 
 
+@operator("linear_forward", lambda x, weight, bias: weight.new_empty((*x.shape[:-1], weight.shape[0])))
+def _linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return call("linear_forward", None, x.device, x, weight, bias)[0]
+
+
+@operator("linear_backward", lambda grad_out, x, weight: (dense(x), dense(weight)))
+def _linear_backward(grad_out: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return call("linear_backward", None, x.device, (x, weight, None), grad_out)[:2]
+
+
+class _Linear(Differentiable):
+    @staticmethod
+    def forward(x, weight, bias):
+        return torch.ops.saccade.linear_forward(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+        ctx.biased = inputs[2] is not None
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        gradients = first_derivative(torch.ops.saccade.linear_backward, grad_out, *ctx.saved_tensors)
+        return *gradients, grad_out.flatten(0, -2).sum(0) if ctx.biased else None
+
+
 def linear(x, weight, bias=None, *, backend=None):
-    """See ``saccade.linear``; torch's own."""
+    """See ``saccade.linear``; torch's own, but in float32 and float64 on processors whose vectors it leaves half empty."""
     own("linear", backend)
+    return product(x, weight, bias)
+
+
+def product(x, weight, bias=None):
+    """x weightᵀ + bias by whoever is faster: on a CPU as ``saccade.kernels.numba.matrices`` says, elsewhere torch."""
+    whole = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    if OWN and whole and x.device.type == "cpu":
+        return applied(_Linear, x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -41,8 +76,8 @@ def embedding(tokens, weight, *, backend=None):
 
 
 def mlp(x, weight_in, bias_in, weight_out, bias_out, *, kind="erf", backend=None):
-    """See ``saccade.mlp``: torch's own products around our GELU."""
-    return F.linear(gelu(F.linear(x, weight_in, bias_in), kind=kind, backend=backend), weight_out, bias_out)
+    """See ``saccade.mlp``: products as ``linear`` has them, around our GELU."""
+    return product(gelu(product(x, weight_in, bias_in), kind=kind, backend=backend), weight_out, bias_out)
 
 
 def _row_statistics(x):

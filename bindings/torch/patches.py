@@ -1,13 +1,14 @@
 """Patch embedding and convolutions for tensors; convolutions are torch's own.
 
-On CPUs the product of patches and weight is torch's: NumPy's would wake BLAS threads of its own, which go on spinning
-beside torch's and were seen to double the time of a training step.
+On CPUs the product of patches and weight is torch's where kernels would take NumPy's, which wakes BLAS threads of its
+own: they go on spinning beside torch's and were seen to double the time of a training step.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saccade.kernels.numba.matrices import OWN
 from saccade.torch.arrays import call, compute_dtype, dense, from_numpy, to_numpy
 from saccade.torch.registration import Differentiable, absent, applied, first_derivative, operator, own, present
 
@@ -22,7 +23,7 @@ def _patch_embed_forward(
     images: Tensor, weight: Tensor, bias: Tensor | None, mean: list[float] | None, std: list[float] | None,
     backend: str | None,
 ) -> Tensor:  # fmt: skip
-    if not _on_cpu(images, backend):
+    if not _by_torch(images, backend):
         return call("patch_embed_forward", backend, images.device, images, weight, bias, mean=mean, std=std)[0]
     patches = _cut(images, weight, mean, std)
     out = F.linear(patches, weight.flatten(1).to(patches.dtype), None if bias is None else bias.to(patches.dtype))
@@ -30,8 +31,8 @@ def _patch_embed_forward(
     return out.to(weight.dtype).reshape(b, (h // p) * (w // p), weight.shape[0])
 
 
-def _on_cpu(images, backend):
-    return images.device.type == "cpu" and backend in (None, "numba")
+def _by_torch(images, backend):
+    return images.device.type == "cpu" and backend in (None, "numba") and not OWN
 
 
 def _cut(images, weight, mean, std):
@@ -50,7 +51,7 @@ def _patch_embed_backward(
     grad_out: Tensor, images: Tensor, weight: Tensor, mean: list[float] | None, std: list[float] | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if not _on_cpu(images, backend):
+    if not _by_torch(images, backend):
         saved = images, weight, weight.new_empty(weight.shape[0]), mean, std
         grad_images, *gradients = call("patch_embed_backward", backend, images.device, saved, grad_out)
         return absent(weight) if grad_images is None else grad_images, *gradients

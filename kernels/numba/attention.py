@@ -22,7 +22,8 @@ _HEADS = 8
 
 def attention(query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False):
     """Softmax attention, bhtd x bhsd x bhse -> bhte; see ``saccade.reference.attention.attention``."""
-    out, shifts, totals, _ = _forward(query, key, value, mask, bias, causal, key_lengths, scale)
+    out = np.empty((*query.shape[:3], value.shape[3]), query.dtype)
+    shifts, totals, _ = _forward(out, query, key, value, mask, bias, causal, key_lengths, scale)
     return (out, _log_sum_exp(shifts, totals)) if return_lse else out
 
 
@@ -30,16 +31,21 @@ def attention_forward(
     query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False
 ):
     """``attention`` and what ``attention_backward`` needs."""
-    out, shifts, totals, scale = _forward(query, key, value, mask, bias, causal, key_lengths, scale)
-    lse = _log_sum_exp(shifts, totals)
+    out = np.empty((*query.shape[:3], value.shape[3]), query.dtype)
+    lse, scale = forward_into(out, query, key, value, mask, bias, causal, key_lengths, scale)
     saved = query, key, value, bias, mask, key_lengths, out, lse, causal, scale
     return ((out, lse) if return_lse else out), saved
 
 
-def _forward(query, key, value, mask, bias, causal, key_lengths, scale, out=None):
+def forward_into(out, query, key, value, mask, bias, causal, key_lengths, scale):
+    """``attention`` written to ``out``, of any strides; (log-sum-exp, scale)."""
+    shifts, totals, scale = _forward(out, query, key, value, mask, bias, causal, key_lengths, scale)
+    return _log_sum_exp(shifts, totals), scale
+
+
+def _forward(out, query, key, value, mask, bias, causal, key_lengths, scale):
     (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
     core = core_dtype(query.dtype)
-    out = np.empty((b, h, t, e), query.dtype) if out is None else out
     shifts, totals = np.empty((b, h, t), core), np.empty((b, h, t), core)
     scale = 1 / math.sqrt(d) if scale is None else float(scale)
     arrays = describe(query), describe(key), describe(value)
@@ -47,7 +53,7 @@ def _forward(query, key, value, mask, bias, causal, key_lengths, scale, out=None
     sizes = (b, h, t, s, d, e)
     items = b * h * -(-t // QUERIES)
     parallel_for(forward, items, 1, *arrays, *extras, sizes, causal, core.type(scale), describe(out), shifts, totals)
-    return out, shifts, totals, scale
+    return shifts, totals, scale
 
 
 @silent
@@ -58,11 +64,13 @@ def _log_sum_exp(shifts, totals):
 def attention_backward(saved, grad_out, grad_lse=None):
     """Gradients for query, key, value and bias (None where no bias was given)."""
     # A head dimension of its own strides may be shared by broadcasting: gradients are always dense.
-    return _backward(saved, grad_out, grad_lse, [np.empty(x.shape, x.dtype) for x in saved[:3]])
+    gradients = [np.empty(x.shape, x.dtype) for x in saved[:3]]
+    return *gradients, backward_into(gradients, saved, grad_out, grad_lse, saved[3] is not None)
 
 
-def _backward(saved, grad_out, grad_lse, gradients_qkv):
-    grad_query, grad_key, grad_value = gradients_qkv
+def backward_into(into, saved, grad_out, grad_lse=None, with_bias=False):
+    """The gradients for query, key and value written to the three arrays ``into``; that for the bias, if asked for."""
+    grad_query, grad_key, grad_value = into
     query, key, value, bias, mask, key_lengths, out, lse, causal, scale = saved
     (b, h, t, d), s, e = query.shape, key.shape[2], value.shape[3]
     core = lse.dtype
@@ -81,14 +89,13 @@ def _backward(saved, grad_out, grad_lse, gradients_qkv):
     parallel_for(gradients.backward, b * h * parts, 1, parts, *common, *outputs)
     if parts > 1:
         grad_query[:] = sums.sum(0)
-    grad_bias = None
-    if bias is not None:
+    if with_bias:
         shape = (1,) * (4 - bias.ndim) + bias.shape
         total = np.zeros(shape, core)
         items = shape[0] * shape[1] * (1 if shape[2] == 1 else -(-t // QUERIES))
         parallel_for(gradients.backward_bias, items, 1, *common, total)
-        grad_bias = total.reshape(bias.shape).astype(bias.dtype)
-    return grad_query, grad_key, grad_value, grad_bias
+        return total.reshape(bias.shape).astype(bias.dtype)
+    return None
 
 
 def qkv_attention(qkv, *, causal=False, key_lengths=None, scale=None):
@@ -101,8 +108,8 @@ def qkv_attention_forward(qkv, *, causal=False, key_lengths=None, scale=None):
     b, n, _, h, d = qkv.shape
     out = np.empty((b, n, h, d), qkv.dtype)
     three, out_bhnd = np.moveaxis(qkv, (2, 3), (0, 2)), np.moveaxis(out, 2, 1)
-    _, shifts, totals, scale = _forward(*three, None, None, causal, key_lengths, scale, out_bhnd)
-    return out, (qkv, key_lengths, out, _log_sum_exp(shifts, totals), causal, scale)
+    lse, scale = forward_into(out_bhnd, *three, None, None, causal, key_lengths, scale)
+    return out, (qkv, key_lengths, out, lse, causal, scale)
 
 
 def qkv_attention_backward(saved, grad_out):
@@ -111,7 +118,7 @@ def qkv_attention_backward(saved, grad_out):
     query, key, value = np.moveaxis(qkv, (2, 3), (0, 2))
     whole = query, key, value, None, None, key_lengths, np.moveaxis(out, 2, 1), lse, causal, scale
     grad = np.empty(qkv.shape, qkv.dtype)
-    _backward(whole, np.moveaxis(grad_out, 2, 1), None, np.moveaxis(grad, (2, 3), (0, 2)))
+    backward_into(np.moveaxis(grad, (2, 3), (0, 2)), whole, np.moveaxis(grad_out, 2, 1))
     return (grad,)
 
 

@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 
-from saccade.kernels.numba.layers import as_rows, raised, rounded, silent
+from saccade.kernels.numba.layers import as_rows
+from saccade.kernels.numba.matrices import raised, rounded, silent
 
 _BLOCK = 1 << 22  # bytes of windows that are copied at once
 

@@ -1,6 +1,6 @@
 """The layers of a transformer block on CPUs; the definitions are in ``saccade.reference.layers``.
 
-Matrix products are BLAS through NumPy: 16-bit operands are raised to float32 for it and the result rounded once.
+Matrix products are those of ``matrices``: summed in float32 for 16-bit operands, the result rounded once.
 Gradients that are sums over rows are added up in blocks of rows, the blocks in order, so that their bits do not
 depend on the number of threads.
 """
@@ -14,6 +14,7 @@ import numpy as np
 
 from saccade.kernels.numba.compilation import jit, jit_reassociating
 from saccade.kernels.numba.mathematics import normal_distribution, row_dot, row_sum, sigmoid
+from saccade.kernels.numba.matrices import matmul, raised, rounded, silent
 from saccade.kernels.numba.memory import core_dtype, describe, load_row, row_from, row_to, store_row
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
@@ -24,18 +25,6 @@ _GRAIN = 1 << 14  # numbers that are worth a thread of their own
 _PIECE = 2048  # numbers that an elementwise kernel takes at once, of arrays that lie in one piece
 _KINDS = {"erf": 0, "tanh": 1, "sigmoid": 2}
 _NOTHING = (0, 0, 0, 0)
-
-silent = np.errstate(all="ignore")  # as the kernels are: overflow and invalid numbers are results, not news
-
-
-def raised(x):
-    """``x`` in its core dtype: float32 for float16 and bfloat16."""
-    return x.astype(core_dtype(x.dtype), copy=False)
-
-
-def rounded(x, like):
-    """``x`` rounded once to the dtype of ``like``."""
-    return x.astype(like.dtype, copy=False)
 
 
 def private(x, core):
@@ -61,21 +50,18 @@ def linear(x, weight, bias=None):
 @silent
 def linear_forward(x, weight, bias=None):
     """``linear`` and what ``linear_backward`` needs: (x, weight, bias)."""
-    out = as_rows(raised(x)) @ raised(weight).T
-    if bias is not None:
-        out += raised(bias)
-    out = out.reshape(*x.shape[:-1], weight.shape[0])
-    return rounded(out, x), (x, weight, bias)
+    out = matmul(as_rows(x), weight.T, x.dtype, bias)
+    return out.reshape(*x.shape[:-1], weight.shape[0]), (x, weight, bias)
 
 
 @silent
 def linear_backward(saved, grad_out):
     """Gradients for x, weight and bias."""
     x, weight, bias = saved
-    grad = as_rows(raised(grad_out))
-    grad_x = rounded(grad @ raised(weight), x).reshape(x.shape)
-    grad_weight = rounded(grad.T @ as_rows(raised(x)), weight)
-    return grad_x, grad_weight, None if bias is None else rounded(grad.sum(0), bias)
+    grad = as_rows(grad_out)
+    grad_x = matmul(grad, weight, x.dtype).reshape(x.shape)
+    grad_weight = matmul(grad.T, as_rows(x), weight.dtype)
+    return grad_x, grad_weight, None if bias is None else rounded(raised(grad).sum(0), bias)
 
 
 def embedding(tokens, weight):

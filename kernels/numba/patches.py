@@ -1,6 +1,6 @@
 """Patch embedding on CPUs; the definition is in ``saccade.reference.patches``.
 
-One kernel decodes, normalises and cuts, straight into the matrix that BLAS multiplies.
+One kernel decodes, normalises and cuts, straight into the matrix that is multiplied.
 """
 
 # An intrinsic is called without the typing context it is defined with.
@@ -11,7 +11,8 @@ import math
 import numpy as np
 
 from saccade.kernels.numba.compilation import jit
-from saccade.kernels.numba.layers import as_rows, raised, rounded, silent
+from saccade.kernels.numba.layers import as_rows
+from saccade.kernels.numba.matrices import matmul, raised, rounded, silent
 from saccade.kernels.numba.memory import UINT8, core_dtype, describe, load_row, store_row
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
@@ -26,11 +27,9 @@ def patch_embed(images, weight, bias=None, *, mean=None, std=None):
 def patch_embed_forward(images, weight, bias=None, *, mean=None, std=None):
     """``patch_embed`` and what ``patch_embed_backward`` needs: (images, weight, bias, mean, std)."""
     patches = cut(images, weight, mean, std)
-    out = patches @ _flat(weight).T
-    if bias is not None:
-        out += raised(bias)
+    out = matmul(patches, _flat(weight).T, weight.dtype, bias)
     out = out.reshape(len(images), _count(images, weight), len(weight))
-    return rounded(out, weight), (images, weight, bias, mean, std)
+    return out, (images, weight, bias, mean, std)
 
 
 @silent
@@ -38,12 +37,12 @@ def patch_embed_backward(saved, grad_out):
     """Gradients for images (None for uint8), weight and bias."""
     images, weight, bias, mean, std = saved
     grad = as_rows(raised(grad_out))
-    grad_weight = (grad.T @ cut(images, weight, mean, std)).reshape(weight.shape)
+    grad_weight = matmul(grad.T, cut(images, weight, mean, std), weight.dtype).reshape(weight.shape)
     grad_bias = None if bias is None else rounded(grad.sum(0), bias)
     grad_images = None
     if images.dtype != np.uint8:
-        grad_images = uncut(grad @ _flat(weight), images, weight, mean, std)
-    return grad_images, rounded(grad_weight, weight), grad_bias
+        grad_images = uncut(matmul(grad, _flat(weight), grad.dtype), images, weight, mean, std)
+    return grad_images, grad_weight, grad_bias
 
 
 def _flat(weight):

@@ -1,0 +1,14 @@
+"""Drop-ins: our kernels inside the libraries that people already use, one module for each.
+
+    from saccade.interop import transformers
+    transformers.register()  # attn_implementation="saccade"
+
+Importing a module changes nothing. ``register``, ``activate`` and ``patch`` do, ``unregister``, ``deactivate`` and
+``unpatch`` undo just that, and ``registered``, ``activated`` and ``patched`` do both, around a block. They take over
+attention where it was measured to be no slower than the library's (``saccade.interop.measured``), or with
+``everywhere=True`` wherever they can. Every other call goes where it would have gone, and is counted with the reason:
+
+    print(saccade.interop.report())
+"""
+
+from saccade.interop.counts import Report as Report, report as report, reset as reset

@@ -1,0 +1,153 @@
+"""Products of matrices on CPUs: BLAS's, or our own on processors whose vectors BLAS does not fill.
+
+OpenBLAS and MKL have no code for vectors of 64 bytes on AMD's processors. Where those are computed whole (from Zen 5 on),
+products of ours are up to 1.8 times as fast (``bench/NOTES.md``); elsewhere BLAS is at least as fast.
+
+Ours: one operand is packed as columns, whole vectors wide; items are bands of rows of the other by groups of those
+columns. Each number is one chain of fused multiply-adds, whatever the sizes: the bits of a row do not depend on the
+others.
+"""
+
+# An intrinsic is called without the typing context it is defined with.
+# pyright: reportCallIssue=false
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.memory import core_dtype, describe, load_block, store_row
+from saccade.kernels.numba.products import product
+from saccade.kernels.numba.team import offer, shared
+from saccade.kernels.numba.threads import parallel_for
+from saccade.kernels.numba.vectors import transpose, widest_vectors
+
+OWN = llvm.get_host_cpu_name() in ("znver5",)
+
+ROWS, COLUMNS = 64, 96  # of a tile: multiples of the register tile's
+DEPTH = 768  # how deep it is multiplied at a time
+GROUP = 8  # tiles side by side in an item
+
+silent = np.errstate(all="ignore")  # as the kernels are: overflow and invalid numbers are results, not news
+
+
+def raised(x):
+    """``x`` in its core dtype: float32 for float16 and bfloat16."""
+    return x.astype(core_dtype(x.dtype), copy=False)
+
+
+def rounded(x, like):
+    """``x`` rounded once to the dtype of ``like``."""
+    return x.astype(like.dtype, copy=False)
+
+
+@silent
+def matmul(a, b, dtype, bias=None):
+    """a b + bias, (n, e) x (e, k) -> (n, k), of any strides: summed in the core dtype, rounded once to ``dtype``."""
+    if OWN and a.size and b.size:
+        return own_matmul(a, b, dtype, bias)
+    out = raised(a) @ raised(b)
+    if bias is not None:
+        out += raised(bias)
+    return out.astype(dtype, copy=False)
+
+
+def own_matmul(a, b, dtype, bias=None):
+    """``matmul`` by our own kernels; no operand is empty."""
+    (n, e), k, core = a.shape, b.shape[1], core_dtype(a.dtype)
+    out = np.empty((n, k), dtype)
+    added = np.zeros(0, core) if bias is None else np.array(bias, core)
+    # What is packed is read and written once more, and so is the result where it comes out on its side.
+    turned = n * (e + k) < e * k
+    banded, packed_of = (b.T, a.T) if turned else (a, b)
+    height, width = banded.shape[0], packed_of.shape[1]
+    blocks = -(-width // COLUMNS)
+    packed = np.empty((blocks, -(-e // _LANES) * _LANES, COLUMNS), core)
+    across = _rows_are_dense(packed_of.T)
+    source = describe(packed_of.T if across else packed_of)
+    parallel_for(_pack, blocks, 1, (e, width), source, across, packed)
+    along = _rows_are_dense(banded)
+    rows = describe(banded if along else banded.T)
+    items = -(-height // ROWS) * -(-blocks // GROUP)
+    parallel_for(_multiply, items, 1, (height, width, e), rows, along, packed, turned, added, describe(out))
+    return out
+
+
+_LANES = 16  # the longest vector's; packed matrices are turned over in squares of vectors
+
+
+def _rows_are_dense(x):
+    return x.strides[1] == x.itemsize or x.shape[1] == 1
+
+
+@jit
+def _pack(work, sizes, source, across, packed):
+    """packed[block] = COLUMNS columns of a matrix (depth, width); ``across``, of its transpose, rows of the source."""
+    depth, width = sizes
+    rows = np.zeros((COLUMNS, packed.shape[1]), packed.dtype)
+    for block in shared(offer(work)):
+        first = block * COLUMNS
+        columns = min(COLUMNS, width - first)
+        if across:
+            if columns < COLUMNS:
+                rows[:] = 0
+            load_block(rows, source, source[2], source[3], source[0] + first * source[2], columns, depth)
+            transpose(rows, packed[block], COLUMNS, packed.shape[1])
+        else:
+            packed[block, :, columns:] = 0
+            load_block(packed[block], source, source[2], source[3], source[0] + first * source[3], depth, columns)
+
+
+@jit
+def _multiply(work, sizes, a, along, packed, turned, bias, out):
+    """out = A B + bias with B packed, or ``turned`` its transpose: ROWS rows by GROUP blocks of columns an item.
+
+    ``along``: A's rows are dense; otherwise ``a`` describes its transpose.
+    """
+    height, width, depth = sizes
+    bands, blocks = (height + ROWS - 1) // ROWS, packed.shape[0]
+    dtype = packed.dtype
+    rows_of_a, columns_of_a = np.zeros((ROWS, DEPTH), dtype), np.zeros((DEPTH, ROWS), dtype)
+    totals, side = np.zeros((GROUP, ROWS, COLUMNS), dtype), np.zeros((COLUMNS, ROWS), dtype)
+    for item in shared(offer(work)):
+        first, first_block = item % bands * ROWS, item // bands * GROUP
+        rows, last_block = min(ROWS, height - first), min(first_block + GROUP, blocks)
+        for start in range(0, depth, DEPTH):
+            deep = min(DEPTH, depth - start)
+            if along:
+                address = a[0] + first * a[2] + start * a[3]
+                load_block(rows_of_a, a, a[2], a[3], address, rows, deep)
+            else:
+                address = a[0] + start * a[2] + first * a[3]
+                load_block(columns_of_a, a, a[2], a[3], address, deep, rows)
+            for block in range(first_block, last_block):
+                columns = min(COLUMNS, width - block * COLUMNS)
+                b, total = packed[block, start:], totals[block - first_block]
+                if along:
+                    product(rows_of_a, DEPTH, 1, b, total, rows, columns, deep, start > 0)
+                else:
+                    product(columns_of_a, 1, ROWS, b, total, rows, columns, deep, start > 0)
+        for block in range(first_block, last_block):
+            total, first_column = totals[block - first_block], block * COLUMNS
+            columns = min(COLUMNS, width - first_column)
+            if turned:
+                transpose(total, side, ROWS, COLUMNS)
+                for j in range(columns):
+                    _add(side[j, :rows], bias, first)
+                    _store(out, first_column + j, first, side[j, :rows])
+            else:
+                for i in range(rows):
+                    _add(total[i, :columns], bias, first_column)
+                    _store(out, first + i, first_column, total[i, :columns])
+
+
+@jit
+def _add(row, bias, first):
+    widest_vectors()
+    if bias.shape[0] > 0:
+        for j in range(row.shape[0]):
+            row[j] += bias[first + j]
+
+
+@jit
+def _store(out, row, column, numbers):
+    store_row(out[0] + row * out[2] + column * out[3], out[3], out[1], numbers)

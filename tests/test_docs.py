@@ -1,0 +1,75 @@
+"""The documentation: every snippet runs as it stands, every page is reached, and the site is built without a warning."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page):
+    return [(language, textwrap.dedent(text)) for _, language, text in BLOCK.findall((DOCS / page).read_text())]
+
+
+def programs(page):
+    return "\n".join(text for language, text in blocks(page) if language == "python")
+
+
+def commands(page):
+    lines = [line for language, text in blocks(page) if language == "console" for line in text.splitlines()]
+    return [line for line in lines if not line.startswith("make ")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if programs(page)])
+def test_a_pages_snippets_run_one_after_the_other(page, tmp_path):
+    command = [sys.executable, "-P", "-W", "error", "-c", programs(page)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_a_pages_commands_run(page, tmp_path):
+    """In a folder with ``photos`` of two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        (tmp_path / "photos" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        picture = rng.integers(0, 256, (40, 48, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / "photos" / f"class{i % 2}" / f"{i}.png")
+    script = Path(sys.executable).with_name("saccade")
+    for command in commands(page):
+        done = subprocess.run([script, *command.split()[1:]], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, (command, done.stderr)
+
+
+def test_every_block_is_of_a_kind_that_is_tested():
+    kinds = {language for page in PAGES for language, _ in blocks(page)}
+    assert kinds <= {"python", "console", "text"}
+    assert all(command.startswith("saccade ") for page in PAGES for command in commands(page))
+
+
+def test_files_that_pages_name_exist():
+    for page in PAGES:
+        for name in re.findall(r"`((?:bench|tests|kernels|reference|bindings)/[\w./*-]+)`", (DOCS / page).read_text()):
+            assert list(ROOT.glob(name)), f"{page}: {name}"
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    command = [sys.executable, "-P", "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "true", "DISABLE_MKDOCS_2_WARNING": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr, done.stderr
+    built = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.html")}
+    for page in PAGES:
+        name = page.removesuffix(".md")
+        assert (f"{name}.html" if name.endswith("index") else f"{name}/index.html") in built, page
