@@ -1,4 +1,4 @@
-"""The documentation: every snippet runs as it stands, every page is reached, and the site is built without a warning."""
+"""The documentation: every snippet runs as it stands, and the site is built with every page and without a warning."""
 
 import os
 import re

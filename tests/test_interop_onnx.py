@@ -24,7 +24,9 @@ TOKENS = RNG.integers(0, 50, (3, 9))
 VIT = vit.ViTConfig(**TOWER, image_size=(8, 12), patch_size=4, classes=5)
 TOWERS = {
     "ViT": clip.image_config(**TOWER, image_size=(8, 12), patch_size=4),
-    "ResNet": resnet.ResNetConfig(layers=(1, 1, 1, 1), width=8, embed=8, heads=2, image_size=32, mean=(0.5,) * 3, std=(0.2,) * 3),
+    "ResNet": resnet.ResNetConfig(
+        layers=(1, 1, 1, 1), width=8, embed=8, heads=2, image_size=32, mean=(0.5,) * 3, std=(0.2,) * 3
+    ),
 }  # fmt: skip
 TEXT = clip.TextConfig(**TOWER, vocabulary=50, context=9)
 PIXELS = imagegpt.ImageGPTConfig(**TOWER, colors=20, length=9)

@@ -9,7 +9,7 @@ from saccade.testing.peers import usable_torchvision
 
 usable_torchvision()
 
-import open_clip  # noqa: E402: after torchvision can be imported
+import open_clip  # noqa: E402 (after torchvision can be imported)
 
 
 def features(n=12, e=16):
@@ -33,7 +33,7 @@ def test_a_loss_is_open_clips(kind, bias):
     bias = None if bias is None else torch.tensor(bias, dtype=torch.float64, requires_grad=True)
     arguments = images, texts, scale, bias
     found, gradients = value_and_gradients(getattr(drop_in, kind)(), *arguments, output_dict=True)
-    expected, expected_gradients = value_and_gradients(getattr(open_clip, kind)(), *arguments)
+    expected, expected_gradients = value_and_gradients(getattr(open_clip.loss, kind)(), *arguments)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
@@ -50,7 +50,7 @@ def test_constructors_are_open_clips():
     import inspect
 
     for kind in ("ClipLoss", "SigLipLoss"):
-        theirs, ours = (inspect.signature(getattr(one, kind).__init__) for one in (open_clip, drop_in))
+        theirs, ours = (inspect.signature(getattr(one, kind).__init__) for one in (open_clip.loss, drop_in))
         assert [(p.name, p.default) for p in theirs.parameters.values()] == [
             (p.name, p.default) for p in ours.parameters.values()
         ]

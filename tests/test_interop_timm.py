@@ -9,7 +9,7 @@ from saccade.testing.peers import usable_torchvision
 
 usable_torchvision()
 
-import timm  # noqa: E402: after torchvision can be imported
+import timm  # noqa: E402 (after torchvision can be imported)
 
 from saccade.interop import timm as drop_in  # noqa: E402
 
@@ -46,7 +46,9 @@ def pixels(n=2):
 
 def logits_and_gradients(model, x):
     out = model(x)
-    return out, dict(zip(dict(model.named_parameters()), torch.autograd.grad(out.sin().sum(), model.parameters())))
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(out.sin().sum(), list(parameters.values()))
+    return out, dict(zip(parameters, gradients, strict=True))
 
 
 @pytest.mark.parametrize("name", MODELS)

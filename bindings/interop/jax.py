@@ -66,10 +66,12 @@ def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
 class _Operation(NamedTuple):
     """How an operation's backward pass is called.
 
-    ``out`` and ``kept`` give the shapes of what comes out and of the statistics kept beside the arguments, from all
+    ``names`` are those of the differentiable arrays, in the order of gradients (JAX sorts dictionaries). ``out`` and
+    ``kept`` give the shapes of what comes out and of the statistics kept beside the arguments, from all
     arrays by name; ``statistics`` finds those in what a forward pass saved, ``saved`` puts that together again.
     """
 
+    names: tuple[str, ...]
     out: Callable
     kept: Callable
     statistics: Callable
@@ -82,6 +84,7 @@ def _rows_or_one(x, options):
 
 _OPERATIONS = {
     "attention": _Operation(
+        names=("query", "key", "value", "bias"),
         out=lambda a, o: (*a["query"].shape[:3], a["value"].shape[3]),
         kept=lambda a: [a["query"].shape[:3]],
         statistics=lambda saved: [saved[7]],
@@ -90,40 +93,46 @@ _OPERATIONS = {
         ),
     ),
     "qkv_attention": _Operation(
+        names=("qkv",),
         out=lambda a, o: (*a["qkv"].shape[:2], *a["qkv"].shape[3:]),
         kept=lambda a: [(a["qkv"].shape[0], a["qkv"].shape[3], a["qkv"].shape[1])],
         statistics=lambda saved: [saved[3]],
         saved=lambda a, o, out, lse: (a["qkv"], a["key_lengths"], out, lse, o["causal"], o["scale"]),
     ),
     "patch_embed": _Operation(
+        names=("images", "weight", "bias"),
         out=lambda a, o: _patches_shape(a["images"].shape, a["weight"].shape),
         kept=lambda a: [],
         statistics=lambda saved: [],
         saved=lambda a, o, out: (a["images"], a["weight"], a["bias"], o["mean"], o["std"]),
     ),
     "softmax_cross_entropy": _Operation(
+        names=("logits",),
         out=lambda a, o: _rows_or_one(a["logits"], o),
         kept=lambda a: [a["logits"].shape[:1]],
         statistics=lambda saved: [saved[2]],
         saved=lambda a, o, out, lse: (a["logits"], a["labels"], lse, *o.values()),
     ),
     "linear_cross_entropy": _Operation(
+        names=("hidden", "weight"),
         out=lambda a, o: _rows_or_one(a["hidden"], o),
         kept=lambda a: [(3, a["hidden"].shape[0])],
         statistics=lambda saved: [saved[3]],
         saved=lambda a, o, out, rows: (a["hidden"], a["weight"], a["labels"], rows, *o.values()),
     ),
     "clip_loss": _Operation(
+        names=("image_embeddings", "text_embeddings", "logit_scale"),
         out=lambda a, o: (),
         kept=lambda a: [(3, a["image_embeddings"].shape[0])] * 2,
         statistics=lambda saved: list(saved[3:]),
-        saved=lambda a, o, out, *rows: (*a.values(), *rows),
+        saved=lambda a, o, out, *rows: (a["image_embeddings"], a["text_embeddings"], a["logit_scale"], *rows),
     ),
     "siglip_loss": _Operation(
+        names=("image_embeddings", "text_embeddings", "logit_scale", "logit_bias"),
         out=lambda a, o: (),
         kept=lambda a: [],
         statistics=lambda saved: [],
-        saved=lambda a, o, out: tuple(a.values()),
+        saved=lambda a, o, out: (a["image_embeddings"], a["text_embeddings"], a["logit_scale"], a["logit_bias"]),
     ),
 }  # fmt: skip
 _LOSSES = {name for name in _OPERATIONS if name.endswith(("loss", "entropy"))}
@@ -181,7 +190,8 @@ def _backward(name, options, residuals, grad_out):
     def compute(residuals, grad_out):
         (arrays, given, out, kept), grad_out = jax.tree.map(np.asarray, (residuals, grad_out))
         saved = _OPERATIONS[name].saved(arrays | given, dict(options), out, *kept)
-        gradients = dict(zip(arrays, implementation(f"{name}_backward")(saved, grad_out), strict=True))
+        found = implementation(f"{name}_backward")(saved, grad_out)
+        gradients = dict(zip(_OPERATIONS[name].names, found, strict=True))
         return [np.asarray(gradients[key]) for key in wanted]
 
     found = jax.pure_callback(compute, shapes, residuals, grad_out, vmap_method="sequential")

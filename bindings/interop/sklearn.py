@@ -13,7 +13,7 @@ from saccade.palette import GRID, Palette
 
 
 class PaletteKMeans(KMeans):
-    """``sklearn.cluster.KMeans``, whose ``fit`` and ``predict`` of uint8 pixels (n, 3) are those of ``saccade.Palette``.
+    """``sklearn.cluster.KMeans``, but ``fit`` and ``predict`` of uint8 pixels (n, 3) are those of ``saccade.Palette``.
 
     Parameters and attributes are those of ``KMeans``. Of uint8 pixels every distinct colour is looked at once, whatever
     the number of its pixels, and distances and sums are exact integers: centres lie on a grid of 1/4096 of a level,

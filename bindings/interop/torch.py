@@ -74,7 +74,7 @@ def _register():
     for name, function in ((_FORWARD, _forward), (f"{_FORWARD}_backward", _backward)):
         original = torch.library.get_kernel(f"aten::{name}", "CPU")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*[Oo]verriding a previously registered kernel", UserWarning)
+            warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
             library.impl(name, partial(function, original.call_boxed), "CPU", with_keyset=True)
     return _Handle(library)
 

@@ -8,6 +8,7 @@ ImageGPT never asks: while registered, its attention class computes self-attenti
 
 from contextlib import contextmanager
 
+import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -90,10 +91,20 @@ def _imagegpt_attention(
     else:
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         scale /= self.layer_idx + 1 if self.scale_attn_by_inverse_layer_idx else 1
-        out = saccade.attention(query, key, value, **hidden(attention_mask), causal=True, scale=scale)
+        bias = _added_to_scores(self, attention_mask, query.shape[2], key.shape[2])
+        out = saccade.attention(query, key, value, bias=bias, causal=bias is None, scale=scale)
         weights = None
     out = self._merge_heads(out, self.num_heads, self.head_dim)
     return self.resid_dropout(self.c_proj(out)), weights
+
+
+def _added_to_scores(module, attention_mask, queries, keys):
+    """What its own code makes of a mask, whose hidden numbers are finite: a row with nothing else to attend to attends
+    to all of those alike."""
+    if attention_mask is None:
+        return None
+    seen = module.bias[:, :, keys - queries : keys, :keys]
+    return torch.where(seen, attention_mask, attention_mask + torch.finfo(attention_mask.dtype).min)
 
 
 def _why_not_imagegpt(module, query, key, value, output_attentions):

@@ -1,8 +1,8 @@
 """``saccade visualize``: a look inside a vision transformer, on one page.
 
 The figures of Dosovitskiy et al. 2021 (figures 6, 7 and 14): what its filters see, which positions it takes for
-neighbours, how far its heads look, and where in a photograph its attention goes; of a CLIP also which of several pictures
-and texts belong together (Radford et al. 2021).
+neighbours, how far its heads look, and where in a photograph its attention goes; of a CLIP also which of several
+pictures and texts belong together (Radford et al. 2021).
 """
 
 from pathlib import Path
@@ -63,8 +63,8 @@ def run(source, pictures, out, *, texts=(), variant=None, console=None):
             sections.append(("What belongs together", similarities(cosines, names, texts)))
     tower = model.tower
     introduction = report.paragraph(
-        f"{source}: {tower.depth} blocks of width {tower.width} with {tower.heads} heads, patches of {tower.patch_size} x "
-        f"{tower.patch_size}, pictures of {tower.size[0]} x {tower.size[1]}."
+        f"{source}: {tower.depth} blocks of width {tower.width} with {tower.heads} heads, patches of "
+        f"{tower.patch_size} x {tower.patch_size}, pictures of {tower.size[0]} x {tower.size[1]}."
     )
     report.write(out, report.page("Inside a vision transformer", introduction, sections))
     console.print(f"Wrote [bold]{Path(out).resolve()}[/bold]")

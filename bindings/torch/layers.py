@@ -36,7 +36,7 @@ class _Linear(Differentiable):
 
 
 def linear(x, weight, bias=None, *, backend=None):
-    """See ``saccade.linear``; torch's own, but in float32 and float64 on processors whose vectors it leaves half empty."""
+    """See ``saccade.linear``; torch's own, but on processors whose vectors it leaves half empty."""
     own("linear", backend)
     return product(x, weight, bias)
 
