@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from saccade.kernels.numba import matrices
+
 SIDES = {"cpu": 2048, "cuda": 8192}
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}
 
@@ -9,9 +11,18 @@ COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}
 def gemm_rate(dtype, threads, device):
     """Floating-point operations a second of products of (n, n) matrices, n of ``SIDES``: the best of several.
 
-    By torch or else NumPy, which has no products of 16-bit numbers: without torch their rate is float32's. On a GPU
-    those of float32 are float32's, not TF32's.
+    By torch or else NumPy, which has no products of 16-bit numbers: without torch their rate is float32's; or by our
+    own kernels on processors where those are faster. On a GPU those of float32 are float32's, not TF32's.
     """
+    rate = _rate_of_libraries(dtype, threads, device)
+    if device.name != "cpu" or dtype not in ("float32", "float64") or not matrices.OWN:
+        return rate
+    n = SIDES["cpu"]
+    a = np.random.default_rng(0).standard_normal((n, n)).astype(dtype)
+    return max(rate, 2 * n**3 / _best(lambda: matrices.own_matmul(a, a, a.dtype), device))
+
+
+def _rate_of_libraries(dtype, threads, device):
     n = SIDES[device.name]
     try:
         import torch

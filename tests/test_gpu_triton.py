@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from support import assert_kernel_passes, kernels_of
-from triton_cases import ATTENTION, CASES, CROSS_ENTROPY, TENSORS, check_far_keys
+from triton_cases import ATTENTION, CASES, CROSS_ENTROPY, TENSORS, check_far_keys, check_lowest_bias
 
 import saccade
 from saccade.families import family_of
@@ -131,6 +131,10 @@ def test_contrastive_losses_store_no_square():
 
 def test_offsets_beyond_2_to_the_31_are_reached():
     check_far_keys(attention, "cuda")
+
+
+def test_a_mask_of_the_lowest_numbers_hides_as_it_should():
+    check_lowest_bias(attention, "cuda")
 
 
 def test_the_public_functions_run_them_and_differentiate():

@@ -25,6 +25,20 @@ def test_attention_matches_the_reference_across_blocks(t, s, causal):
     assert gate.verdict(judged) == "PASS"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_mask_of_the_lowest_numbers_hides_as_it_should(dtype):
+    """As other libraries make theirs; a row that sees nothing else attends to all alike, by the definition."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, 2, 70, 8)).astype(dtype) for _ in range(3))
+    bias = np.where(rng.random((70, 70)) < 0.5, 0, np.finfo(dtype).min).astype(dtype)
+    bias[1], bias[2] = np.finfo(dtype).min, -1e10
+    out, saved = kernels.attention_forward(query, key, value, bias=bias)
+    assert gate.verdict(gate.judge("attention", out, None, (query, key, value), {"bias": bias})) == "PASS"
+    assert np.abs(out[:, :, 1] - value.mean(2)).max() < 1e-6
+    for gradient in kernels.attention_backward(saved, np.ones_like(out)):
+        assert np.isfinite(gradient).all()
+
+
 NARROW = """
 import llvmlite.binding as llvm
 features = llvm.get_host_cpu_features()

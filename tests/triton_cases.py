@@ -219,3 +219,17 @@ def check_far_keys(module, device):
     far.copy_(torch.from_numpy(near))
     out = module.attention(torch.from_numpy(query).to(device), far, far).cpu().numpy()
     gate.assert_judged(gate.judge("attention", out, None, (query, near, near)), "attention", (query, near, near))
+
+
+def check_lowest_bias(module, device):
+    """Masks made of the lowest finite number: a row that sees nothing else attends to all alike."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, 2, 5, 8)).astype(np.float32) for _ in range(3))
+    bias = np.where(rng.random((5, 5)) < 0.5, 0, np.finfo(np.float32).min).astype(np.float32)
+    bias[1], bias[2] = np.finfo(np.float32).min, -1e10
+    tensors = [torch.from_numpy(x).to(device) for x in (query, key, value, bias)]
+    out, saved = module.attention_forward(*tensors[:3], bias=tensors[3])
+    judged = gate.judge("attention", out.cpu().numpy(), None, (query, key, value), {"bias": bias})
+    gate.assert_judged(judged, "attention", (query, key, value), {"bias": bias})
+    for gradient in module.attention_backward(saved, torch.ones_like(out)):
+        assert gradient.isfinite().all()

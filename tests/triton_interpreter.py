@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, strategies as st
 from support import assert_kernel_passes, kernels_of
 from test_torch_ops import CASES as PUBLIC_CASES, cast, through_torch
-from triton_cases import ATTENTION, CASES, CROSS_ENTROPY, TENSORS, check_far_keys
+from triton_cases import ATTENTION, CASES, CROSS_ENTROPY, TENSORS, check_far_keys, check_lowest_bias
 
 from saccade.families import family_of
 from saccade.kernels.triton import attention, layers, losses, pairs, palette, patches, products, statistics
@@ -237,6 +237,10 @@ def run_attention(query, key, value, key_lengths):
 
 def test_offsets_beyond_2_to_the_31_are_reached():
     check_far_keys(attention, "cpu")
+
+
+def test_a_mask_of_the_lowest_numbers_hides_as_it_should():
+    check_lowest_bias(attention, "cpu")
 
 
 def test_rows_too_long_for_a_tile_are_refused():

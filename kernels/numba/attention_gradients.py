@@ -18,6 +18,7 @@ from saccade.kernels.numba.attention_tiles import (
     part,
     rows_of,
     score_tile,
+    unit_of,
     visible_end,
 )
 from saccade.kernels.numba.compilation import jit
@@ -49,16 +50,18 @@ def _gradient_tile(
 ):  # fmt: skip
     """scores[:keys, :queries] = Pᵀ and grads = dSᵀ; ``shift`` and ``sums`` are scratch of a vector for each query."""
     dtype, size = scores.dtype.type, scores.itemsize
-    factor = score_tile(scores, turned, k, k_row, mask, bias, causal, scale, at, sizes, queries, keys)
+    score_tile(scores, turned, k, k_row, mask, bias, causal, scale, at, sizes, queries, keys)
     multiply(
         dtype(0), v, v_row, size, turned_grad.ctypes.data, turned_grad.shape[1] * size, grads.ctypes.data,
         grads.shape[1] * size, keys, queries, sizes[5], 0,
     )  # fmt: skip
     i_b, i_h, first_t, _ = at
+    unit = unit_of(bias, scale)
     for i in range(queries):
         level = lse[i_b, i_h, first_t + i]
-        shift[i] = dtype(LOG2_E) * level if level != -np.inf else dtype(0)
+        shift[i] = level / unit if level != -np.inf else dtype(0)
         sums[i] = row_sums[i_b, i_h, first_t + i]
+    factor = unit * dtype(LOG2_E)
     for i in range(0, queries, lanes(dtype(0))):
         softmax_gradient(
             factor, scores.ctypes.data + i * size, grads.ctypes.data + i * size, scores.shape[1] * size, keys,

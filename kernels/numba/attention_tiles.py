@@ -22,7 +22,7 @@ from saccade.kernels.numba.vectors import lanes, transpose, widest_vectors
 
 # At most so many queries and keys to a tile; this does not change which function is computed.
 QUERIES, KEYS = 64, 128
-LOG2_E, LOG_2 = 1 / math.log(2), math.log(2)
+LOG2_E = 1 / math.log(2)
 
 
 @jit
@@ -72,8 +72,15 @@ def visible_end(length, causal, last_t, sizes):
 
 
 @jit
+def unit_of(bias, scale):
+    """Of a tile's scores: products are left as they are where no bias is added to them, unless the scale vanishes."""
+    unit = abs(scale)
+    return unit if bias[0] == 0 and unit * type(unit)(LOG2_E) > 0 else type(unit)(1)
+
+
+@jit
 def score_tile(scores, turned, key, key_row, mask, bias, causal, scale, at, sizes, queries, keys):
-    """scores[:keys, :queries] such that factor · scores = log₂e · S, and the factor; −inf where a key is hidden.
+    """scores[:keys, :queries] = S / ``unit_of`` it; −inf where a key is hidden.
 
     ``turned`` is that of ``load_queries``; at = the tile's (b, h, t, s).
     """
@@ -83,9 +90,8 @@ def score_tile(scores, turned, key, key_row, mask, bias, causal, scale, at, size
         dtype(0), key, key_row, size, turned.ctypes.data, turned.shape[1] * size, scores.ctypes.data,
         scores.shape[1] * size, keys, width, sizes[4], 0,
     )  # fmt: skip
-    factor = dtype(abs(scale) * dtype(LOG2_E))
-    if bias[0] != 0 or factor == 0:  # a factor of 0 would make NaN of −inf
-        factor, natural = dtype(LOG2_E), abs(scale)
+    natural = abs(scale)
+    if unit_of(bias, scale) != natural:
         for j in range(keys):
             for i in range(width):
                 scores[j, i] *= natural
@@ -105,12 +111,11 @@ def score_tile(scores, turned, key, key_row, mask, bias, causal, scale, at, size
         earliest = first_s - (sizes[3] - sizes[2]) - first_t  # the first query that sees the tile's first key
         for j in range(max(0, 1 - earliest), keys):
             scores[j, : min(earliest + j, width)] = hidden
-    return factor
 
 
 @jit
 def forward(work, query, key, value, mask, bias, lengths, sizes, causal, scale, out, shifts, totals):
-    """Outputs, and what each query's log-sum-exp is made of: ln 2 times its shift, and its total."""
+    """Outputs, and what each query's log-sum-exp is made of: its shift, and its total."""
     widest_vectors()
     b, h, t, s, d, e = sizes
     dtype, size = totals.dtype, totals.itemsize
@@ -122,6 +127,8 @@ def forward(work, query, key, value, mask, bias, lengths, sizes, causal, scale, 
     value_block = np.zeros((0 if value_stays else KEYS, wide_e), dtype)
     scores, sums = np.zeros((KEYS, QUERIES), dtype), np.zeros((QUERIES, wide_e), dtype)
     shift, total, rescale = np.zeros((3, QUERIES), dtype)
+    unit = unit_of(bias, scale)
+    factor = unit * dtype.type(LOG2_E)
     query_blocks, key_blocks = -(-t // QUERIES), -(-s // KEYS)
     for item in shared(offer(work)):
         i_b, i_h, block = item // (h * query_blocks), item // query_blocks % h, item % query_blocks
@@ -138,7 +145,7 @@ def forward(work, query, key, value, mask, bias, lengths, sizes, causal, scale, 
             k, k_row = rows_of(key, key_block, key_stays, corner(key, i_b, i_h, first_s), keys, d)
             v, v_row = rows_of(value, value_block, value_stays, corner(value, i_b, i_h, first_s), keys, e)
             at = (i_b, i_h, first_t, first_s)
-            factor = score_tile(scores, turned, k, k_row, mask, bias, causal, scale, at, sizes, queries, keys)
+            score_tile(scores, turned, k, k_row, mask, bias, causal, scale, at, sizes, queries, keys)
             for i in range(0, queries, step):
                 online_softmax(
                     factor, scores.ctypes.data + i * size, QUERIES * size, keys, shift.ctypes.data + i * size,
@@ -154,6 +161,6 @@ def forward(work, query, key, value, mask, bias, lengths, sizes, causal, scale, 
             )  # fmt: skip
         for i in range(queries):
             sums[i] *= dtype.type(1) / total[i] if total[i] != 0 else dtype.type(0)
-            shifts[i_b, i_h, first_t + i] = dtype.type(LOG_2) * shift[i]
+            shifts[i_b, i_h, first_t + i] = unit * shift[i]
             totals[i_b, i_h, first_t + i] = total[i]
             store_row(corner(out, i_b, i_h, first_t + i), out[5], out[1], sums[i, :e])

@@ -13,8 +13,8 @@ UNROLLED = 4
 
 @intrinsic
 def online_softmax(typingctx, factor, scores, row, keys, shift, total, rescale):
-    """Turn one vector of columns of scores into weights 2^(factor · score − shift), the shift being factor times the
-    largest score so far, and keep account of it.
+    """Turn one vector of columns of scores into weights 2^(factor · (score − shift)), the shift being the largest score
+    so far, and keep account of it. It is taken away first: times a factor, the lowest numbers would be infinite.
 
     ``scores``, ``shift``, ``total`` and ``rescale`` are addresses, ``row`` the bytes from one row to the next.
     ``shift`` and ``total`` hold the state, −inf and 0 at first; ``rescale`` receives by what is to be multiplied
@@ -40,21 +40,18 @@ def online_softmax(typingctx, factor, scores, row, keys, shift, total, rescale):
         for other in others:
             top = emit.larger(top, other)
         before = emit.load(shift)
-        # with nothing above −inf it stays −inf, whatever the factor
-        scaled = builder.select(builder.fcmp_ordered("oeq", top, lowest), lowest, builder.fmul(top, factor))
-        after = emit.larger(scaled, before)
+        after = emit.larger(top, before)
         # Infinite scores of either sign cannot be shifted: with none above −inf all weights are 0, and +inf gives NaN.
         used = builder.select(builder.fcmp_ordered("oeq", after, lowest), emit.constant(0.0), after)
-        less = builder.fneg(used)
 
         def weigh(i, values):
             place = builder.add(scores, builder.mul(i, row))
-            weight = emit.exp2(emit.fma(emit.load(place), factor, less))
+            weight = emit.exp2(builder.fmul(builder.fsub(emit.load(place), used), factor))
             emit.store(weight, place)
             return [builder.fadd(values[0], weight)]
 
         (part,) = emit.loop(keys, [emit.constant(0.0)], weigh)
-        change = emit.exp2(builder.fsub(before, used))
+        change = emit.exp2(builder.fmul(builder.fsub(before, used), factor))
         emit.store(emit.fma(emit.load(total), change, part), total)
         emit.store(change, rescale)
         emit.store(after, shift)
@@ -65,16 +62,16 @@ def online_softmax(typingctx, factor, scores, row, keys, shift, total, rescale):
 
 @intrinsic
 def softmax_gradient(typingctx, factor, scores, grads, row, keys, shift, row_sums):
-    """One vector of columns: scores -> weights P = 2^(factor · score − shift), and grads dP -> P (dP − row_sums)."""
+    """One vector of columns: scores -> weights P = 2^(factor · (score − shift)), and grads dP -> P (dP − row_sums)."""
 
     def codegen(context, builder, signature, arguments):
         factor, scores, grads, row, keys, shift, row_sums = arguments
         emit = Emitter(builder, signature.args[0])
-        factor, less, row_sums = emit.splat(factor), builder.fneg(emit.load(shift)), emit.load(row_sums)
+        factor, shift, row_sums = emit.splat(factor), emit.load(shift), emit.load(row_sums)
 
         def each(i, values):
             place, beside = (builder.add(base, builder.mul(i, row)) for base in (scores, grads))
-            weight = emit.exp2(emit.fma(emit.load(place), factor, less))
+            weight = emit.exp2(builder.fmul(builder.fsub(emit.load(place), shift), factor))
             emit.store(weight, place)
             grad = builder.fmul(weight, builder.fsub(emit.load(beside), row_sums))
             none = builder.fcmp_ordered("oeq", weight, emit.constant(0.0))

@@ -34,6 +34,7 @@ from saccade.kernels.triton.attention_tiles import (
     store_heads,
     turned,
     unit_of,
+    weights_above,
     widths,
     zeros,
 )
@@ -272,8 +273,11 @@ def _forward(
         )  # fmt: skip
     b_share = (1 / tl.where(b_total == 0, 1.0, b_total))[:, None]
     store_heads(out, i_b, i_h, i_t, t, b_out0 * b_share, b_out1 * b_share, E, E_FIRST, E_SECOND, UNIT)
-    b_shift = finite_or_zero(b_top) * factor_of(bias, factor, CORE)
-    store_row(lse, i_b, i_h, i_t, t, (tl.log2(b_total) + b_shift) * LN2)
+    if bias is not None:
+        b_lse = tl.log2(b_total) * LN2 + finite_or_zero(b_top)
+    else:
+        b_lse = (tl.log2(b_total) + finite_or_zero(b_top) * factor) * LN2
+    store_row(lse, i_b, i_h, i_t, t, b_lse)
 
 
 @triton.jit
@@ -293,9 +297,9 @@ def _attend_to(
     )
     factor = factor_of(bias, factor, CORE)
     b_new_top = tl.maximum(b_top, tl.max(b_levels, 1))
-    b_shift = finite_or_zero(b_new_top) * factor
-    b_weights = tl.exp2(b_levels * factor - b_shift[:, None])
-    b_rescale = tl.exp2(b_top * factor - b_shift)
+    b_shift = finite_or_zero(b_new_top)
+    b_weights = weights_above(b_levels, b_shift[:, None], bias, factor)
+    b_rescale = weights_above(b_top, b_shift, bias, factor)
     b_total = b_total * b_rescale + tl.sum(b_weights, 1)
     b_out0, b_out1 = along(
         b_weights, b_value0, b_value1, b_out0 * b_rescale[:, None], b_out1 * b_rescale[:, None], E_SECOND, CORE, PRODUCT

@@ -4,9 +4,9 @@ import triton
 import triton.language as tl
 
 from saccade.kernels.triton.attention_tiles import (
-    LOG2E,
     across,
     along,
+    base_2_of,
     factor_of,
     finite_or_zero,
     heads_from,
@@ -54,7 +54,7 @@ def _backward_queries(
     b_query0, b_query1 = turned(b_query0, scale, CORE, PRODUCT), turned(b_query1, scale, CORE, PRODUCT)
     b_grad_out0, b_grad_out1 = load_heads(grad_out, i_b, i_h, i_t, t, E, E_FIRST, E_SECOND, UNIT, False)
     b_out0, b_out1 = load_heads(out, i_b, i_h, i_t, t, E, E_FIRST, E_SECOND, UNIT, False)
-    b_lse = finite_or_zero(load_row(lse, i_b, i_h, i_t, t)) * LOG2E
+    b_lse = base_2_of(finite_or_zero(load_row(lse, i_b, i_h, i_t, t)), bias)
     b_row_sums = tl.sum(b_grad_out0.to(CORE) * b_out0.to(CORE), 1)
     if E_SECOND > 0:
         b_row_sums += tl.sum(b_grad_out1.to(CORE) * b_out1.to(CORE), 1)
@@ -96,7 +96,7 @@ def _from_keys(
     )
     b_grad_weights = across(b_grad_out0, b_grad_out1, b_value0, b_value1, E_SECOND, CORE, PRODUCT)
     _, b_grad_scores = weights_and_gradients(
-        b_levels, b_grad_weights, b_lse[:, None], b_row_sums[:, None], factor_of(bias, factor, CORE), WHOLE
+        b_levels, b_grad_weights, b_lse[:, None], b_row_sums[:, None], bias, factor_of(bias, factor, CORE), WHOLE
     )
     if grad_scores is not None:
         store_block(grad_scores, i_b, i_h, i_t[:, None], i_s[None, :], t, length, b_grad_scores)
@@ -173,7 +173,7 @@ def _from_queries(
     """The sums of dSᵀ Q and Pᵀ dO with queries ``i_t`` in them."""
     b_query0, b_query1 = load_heads(query, i_b, i_h, i_t, t, D, D_FIRST, D_SECOND, UNIT, False)
     b_grad_out0, b_grad_out1 = load_heads(grad_out, i_b, i_h, i_t, t, E, E_FIRST, E_SECOND, UNIT, False)
-    b_lse = finite_or_zero(load_row(lse, i_b, i_h, i_t, t)) * LOG2E
+    b_lse = base_2_of(finite_or_zero(load_row(lse, i_b, i_h, i_t, t)), bias)
     b_row_sums = load_row(row_sums, i_b, i_h, i_t, t)
     b_products = across(b_key0, b_key1, b_query0, b_query1, D_SECOND, CORE, PRODUCT)
     b_levels = levels(
@@ -181,7 +181,7 @@ def _from_queries(
     )
     b_grad_weights = across(b_value0, b_value1, b_grad_out0, b_grad_out1, E_SECOND, CORE, PRODUCT)
     b_weights, b_grad_scores = weights_and_gradients(
-        b_levels, b_grad_weights, b_lse[None, :], b_row_sums[None, :], factor_of(bias, factor, CORE), WHOLE
+        b_levels, b_grad_weights, b_lse[None, :], b_row_sums[None, :], bias, factor_of(bias, factor, CORE), WHOLE
     )
     b_grad_value0, b_grad_value1 = along(
         b_weights, b_grad_out0, b_grad_out1, b_grad_value0, b_grad_value1, E_SECOND, CORE, PRODUCT

@@ -202,10 +202,11 @@ def levels(
     b_products, mask, bias, i_b, i_h, i_t, i_s, t, s, length, factor,
     CAUSAL: tl.constexpr, WHOLE: tl.constexpr, CORE: tl.constexpr,
 ):  # fmt: skip
-    """Scores times log2 e, still to be multiplied by ``factor_of``; −inf where a key may not be seen."""
+    """Scores times log2 e, still to be multiplied by ``factor_of``; −inf where a key may not be seen. With a bias they
+    are the scores themselves until then: times log2 e, the lowest numbers would be infinite."""
     b_levels = b_products
     if bias is not None:
-        b_levels = factor * b_levels + LOG2E * load_block(bias, i_b, i_h, i_t, i_s, t, length).to(CORE)
+        b_levels = (factor * LN2) * b_levels + load_block(bias, i_b, i_h, i_t, i_s, t, length).to(CORE)
     if not WHOLE:
         m_seen = i_s < length
         if CAUSAL:
@@ -218,10 +219,28 @@ def levels(
 
 @triton.jit
 def factor_of(bias, factor, CORE: tl.constexpr):
-    """What ``levels`` are multiplied by: nothing more where there was a bias to add."""
+    """What ``levels`` are multiplied by."""
     if bias is not None:
-        factor = tl.full([], 1, CORE)
+        factor = tl.full([], LOG2E, CORE)
     return factor
+
+
+@triton.jit
+def weights_above(b_levels, b_shift, bias, factor):
+    """2^(factor (levels − shift)), the shift taken away first where there is a bias."""
+    if bias is not None:
+        b_powers = (b_levels - b_shift) * factor
+    else:
+        b_powers = b_levels * factor - b_shift * factor
+    return tl.exp2(b_powers)
+
+
+@triton.jit
+def base_2_of(b_lse, bias):
+    """What ``weights_and_gradients`` takes of a log-sum-exp."""
+    if bias is None:
+        b_lse = b_lse * LOG2E
+    return b_lse
 
 
 @triton.jit
@@ -231,9 +250,12 @@ def finite_or_zero(b_top):
 
 
 @triton.jit
-def weights_and_gradients(b_levels, b_grad_weights, b_lse, b_row_sums, factor, WHOLE: tl.constexpr):
-    """P and dS of a tile from its ``levels`` and dP; ``b_lse`` is lse log2 e."""
-    b_weights = tl.exp2(b_levels * factor - b_lse)
+def weights_and_gradients(b_levels, b_grad_weights, b_lse, b_row_sums, bias, factor, WHOLE: tl.constexpr):
+    """P and dS of a tile from its ``levels`` and dP; ``b_lse`` is lse, where there is no bias times log2 e."""
+    if bias is not None:
+        b_weights = tl.exp2((b_levels - b_lse) * factor)
+    else:
+        b_weights = tl.exp2(b_levels * factor - b_lse)
     b_grad_scores = b_weights * (b_grad_weights - b_row_sums)
     if not WHOLE:
         b_grad_scores = tl.where(b_weights == 0, 0.0, b_grad_scores)
