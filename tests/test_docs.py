@@ -1,5 +1,6 @@
 """The documentation: every snippet runs as it stands, and the site is built with every page and without a warning."""
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+NOTEBOOKS = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.ipynb"))
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 
@@ -34,6 +36,17 @@ def commands(page):
 def test_a_pages_snippets_run_one_after_the_other(page, tmp_path):
     command = [sys.executable, "-P", "-W", "error", "-c", programs(page)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_notebooks_cells_run_one_after_the_other(notebook, tmp_path):
+    cells = json.loads((DOCS / notebook).read_text())["cells"]
+    code = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert not any(cell.get("outputs") for cell in cells)  # what a run gave is not kept
+    environment = {**os.environ, "MPLBACKEND": "agg"}
+    command = [sys.executable, "-P", "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
 
 

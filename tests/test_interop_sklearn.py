@@ -89,7 +89,7 @@ def test_fitted_anew_it_forgets_and_changed_centres_count():
     made.cluster_centers_ = made.cluster_centers_ + 1.5
     assert np.array_equal(made.predict(x), ((x[:, None] - made.cluster_centers_) ** 2).sum(-1).argmin(1))
     made.fit(x.astype(float))
-    assert not hasattr(made, "_palette")
+    assert made._palette is None
     assert clone(made).get_params() == PaletteKMeans(4, random_state=0).get_params()
     with pytest.raises(ValueError, match="n_clusters"):
         PaletteKMeans(0).fit(x)

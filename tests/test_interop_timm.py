@@ -11,7 +11,7 @@ usable_torchvision()
 
 import timm  # noqa: E402 (after torchvision can be imported)
 
-from saccade.interop import timm as drop_in  # noqa: E402
+from saccade.interop import timm as drop_in, torch as of_torch  # noqa: E402
 
 SMALL = dict(img_size=32, embed_dim=32, depth=2, num_heads=4, patch_size=8, num_classes=5)
 # a model of timm: (its options, what is taken over in a forward pass)
@@ -101,7 +101,8 @@ def test_masks_query_norms_and_causality_are_timms_own():
         assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max()
 
 
-def test_what_is_not_taken_over_is_timms_to_the_bit():
+def test_what_is_not_taken_over_is_timms_to_the_bit(monkeypatch):
+    monkeypatch.setattr(of_torch, "OWN", False)
     model = model_of("vit_tiny_patch16_224").float().train()
     for one in model.modules():
         if isinstance(one, timm.layers.Attention):

@@ -134,6 +134,14 @@ def measurements():
             yield from ((features, row) for row in results["rows"] if row["provider"] == "saccade")
 
 
+def test_this_processor_is_one_of_its_kind():
+    from saccade import environment
+
+    features = environment.processor()["features"]
+    assert measured._own_ranges() == measured.ranges_of(features) == measured.ranges_of(iter(features))
+    assert measured.ranges_of(["avx512f"]) and not measured.ranges_of(["avx2"])
+
+
 def test_what_is_taken_over_was_measured_to_be_no_slower():
     held = 0
     for features, row in measurements():
@@ -145,3 +153,23 @@ def test_what_is_taken_over_was_measured_to_be_no_slower():
             held += 1
             assert row["ratio"]["warm"]["verdict"] != "slower", row["case"]
     assert held > 20
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_linear_layers_have_the_numbers_they_had(own, monkeypatch):
+    from saccade.torch import layers
+
+    for module in (drop_in, layers):
+        monkeypatch.setattr(module, "OWN", own)
+    model = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.GELU(), torch.nn.Linear(30, 5, bias=False)).double()
+    x = torch.randn(2, 7, 40, dtype=torch.float64)
+    expected = model(x)
+    gradients = torch.autograd.grad(expected.sin().sum(), list(model.parameters()))
+    with drop_in.patched(model):
+        found = model(x)
+        for ours, theirs in zip(torch.autograd.grad(found.sin().sum(), model.parameters()), gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert interop.report()["torch linear"] == {"taken over" if own else "not measured to be faster": 2}
+    assert [type(one) for one in model] == [torch.nn.Linear, torch.nn.GELU, torch.nn.Linear]
+    assert torch.equal(model(x), expected)

@@ -30,6 +30,15 @@ def wheel(tmp_path_factory):
     return built
 
 
+def test_what_is_released_is_fit_for_an_index(wheel):
+    files = sorted(map(str, wheel.parent.iterdir()))
+    assert [Path(file).suffix for file in files] == [".whl", ".gz"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "twine", "check", "--strict", *files], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_wheel_holds_saccade_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"saccade"}

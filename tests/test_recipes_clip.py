@@ -8,7 +8,7 @@ import torch
 from rank_programs import together
 from test_cli import invoke
 
-from saccade.models import clip
+from saccade.models import clip, vit
 from saccade.models.resnet import ResNetConfig
 from saccade.recipes import pretrain_clip, saved
 from saccade.recipes.checkpoints import random_state, set_random_state
@@ -172,3 +172,31 @@ def test_the_command(pairs, tmp_path):
     done = invoke(*command, "--out", str(tmp_path / "run"), *sizes)
     assert done.exit_code == 0 and "step 1: ends" in done.output, done.output
     assert "Example: saccade pretrain clip" in invoke("pretrain", "clip", "--help").output
+
+
+def test_a_clip_goes_on_at_a_higher_resolution(pairs, tmp_path):
+    tiny_run(pairs, tmp_path / "low", steps=40)
+    trained = tmp_path / "low" / "model.safetensors"
+    before, _ = saved.load(trained)
+    options = dict(preset="clip-tiny", start=trained, device="cpu", log_every=1, model={"image.image_size": 16})
+    training = dict(steps=1, batch=12)
+    pretrain_clip.run(
+        pairs, tmp_path / "high", training=training, optimization=dict(peak=0.0, weight_decay=0.0), **options
+    )
+    after, facts = saved.load(tmp_path / "high" / "model.safetensors")
+    assert facts == {"tokenizer": "bytes"} and after.config.image.image_size == 16
+    resized, _ = vit.resize(before.image.numpy_parameters(), before.config.image, 16, method="antialiased")
+    for name, x in after.image.numpy_parameters().items():
+        assert np.array_equal(x, resized[name]), name
+    first = tiny_run(pairs, tmp_path / "anew", steps=1)[0]
+    log = [json.loads(line) for line in (tmp_path / "high" / "log.jsonl").read_text().splitlines()]
+    assert next(record["loss"] for record in log if "loss" in record) < first
+
+
+def test_what_it_cannot_go_on_from_is_refused(pairs, tmp_path):
+    tiny_run(pairs, tmp_path, steps=1)
+    options = dict(preset="clip-tiny", start=tmp_path / "model.safetensors", device="cpu")
+    with pytest.raises(ValueError, match=r"text\.width: .* has its own, expected image\.image_size alone"):
+        pretrain_clip.run(pairs, tmp_path / "other", model={"text.width": 8}, **options)
+    with pytest.raises(ValueError, match="token ids, the tokenizer 'clip'"):
+        pretrain_clip.run(pairs, tmp_path / "other", tokenizer="clip", **options)

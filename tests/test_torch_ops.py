@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import saccade
+from saccade.kernels.numba import matrices
 from saccade.testing import gate
+from saccade.torch import layers, patches
 from saccade.torch.arrays import from_numpy, to_numpy
 
 RNG = np.random.default_rng(0)
@@ -105,6 +107,32 @@ def test_operation_matches_the_reference(case, dtype):
     assert len(judged) >= 2 and any(one.verdict == "PASS" for one in judged)
 
 
+@pytest.fixture(params=[False, True], ids=["torch's products", "own products"])
+def either(request, monkeypatch):
+    """Whoever is faster on this processor: the other is judged, too."""
+    for module in (layers, patches, matrices):
+        monkeypatch.setattr(module, "OWN", request.param)
+    return request.param
+
+
+PRODUCTS = [case for case in CASES if case.split()[0] in ("linear", "mlp", "patch_embed")]
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_products_by_either(either, case):
+    for dtype in (np.float32, np.float64, ml_dtypes.bfloat16):
+        test_operation_matches_the_reference(case, dtype)
+    test_operation_compiles_without_a_graph_break(case)
+    test_gradient_by_torch_func(case)
+
+
+def test_autocast_is_heeded_by_either(either):
+    x, weight = torch.ones(3, 8), torch.ones(4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert saccade.linear(x, weight).dtype == torch.bfloat16
+    assert saccade.linear(x, weight).dtype == torch.float32
+
+
 COMPILED = [case for case in CASES if case not in ("varlen_attention",)]
 
 
@@ -144,6 +172,7 @@ def test_gradient_by_torch_func(case):
 
 
 OPERATORS = {
+    "linear_forward": lambda q, k, v: (q, k[0, 0, :, : q.shape[3]], v[0, 0, :, 0]),
     "attention_forward": lambda q, k, v: (q, k, v, None, None, True, None, None, None),
     "qkv_attention_forward": lambda q, k, v: (torch.stack([q, k, v], 2).transpose(1, 3), True, None, 0.5, None),
     "layer_norm_forward": lambda q, k, v: (q, q[0, 0, 0], None, 1e-5, k, None),

@@ -46,7 +46,8 @@ PROCESSORS = {
 
 def ranges_of(features):
     """What was measured on processors with these features."""
-    return next((ranges for needed, ranges in PROCESSORS.items() if set(needed) <= set(features)), ())
+    features = set(features)
+    return next((ranges for needed, ranges in PROCESSORS.items() if features.issuperset(needed)), ())
 
 
 @cache

@@ -11,7 +11,7 @@ asked for otherwise; the batch may have any size.
 from pathlib import Path
 
 import numpy as np
-import onnx
+from onnx import external_data_helper
 
 from saccade.files import replacing
 from saccade.interop.onnx_ops import BATCH, Graph
@@ -71,8 +71,8 @@ def _write(path, model):
             file.write(model.SerializeToString())
         return
     beside = f"{path.name}.data"
-    onnx.external_data_helper.convert_model_to_external_data(model, location=beside)
+    external_data_helper.convert_model_to_external_data(model, location=beside)
     (path.parent / beside).unlink(missing_ok=True)  # it is appended to
-    onnx.external_data_helper.write_external_data_tensors(model, str(path.parent))
+    external_data_helper.write_external_data_tensors(model, str(path.parent))
     with replacing(path) as file:
         file.write(model.SerializeToString())

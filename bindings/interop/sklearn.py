@@ -22,9 +22,11 @@ class PaletteKMeans(KMeans):
     is "random" or a function.
     """
 
+    _palette = None
+
     def fit(self, X, y=None, sample_weight=None):
         """Fit centres to the rows of ``X``."""
-        self.__dict__.pop("_palette", None)
+        self._palette = None
         counted, reason = self._counted(X, sample_weight)
         count("sklearn KMeans.fit", reason)
         if counted is None:
@@ -44,8 +46,7 @@ class PaletteKMeans(KMeans):
 
     def predict(self, X):
         """The index of the nearest centre of each row of ``X``."""
-        palette = getattr(self, "_palette", None)
-        reason = "not uint8 pixels (n, 3)"
+        palette, reason = self._palette, "not uint8 pixels (n, 3)"
         if palette is None or not np.array_equal(palette.centers, self.cluster_centers_):
             reason = "centres of KMeans"
         elif _are_pixels(X):

@@ -1,4 +1,4 @@
-"""timm's vision transformers: attention, attention pooling, norms, and patches straight from uint8 pictures.
+"""timm's vision transformers: attention, norms, linear layers, and patches straight from uint8 pictures.
 
     saccade.interop.timm.patch(model)
     logits = model(images)  # as before; or uint8 images b h w c, as they were decoded
@@ -15,6 +15,7 @@ from torch import nn
 
 import saccade
 from saccade.interop.tensors import hidden, noted, why_not
+from saccade.interop.torch import SaccadeLinear
 
 _everywhere = False
 
@@ -24,7 +25,7 @@ def patch(model, *, everywhere=False):
 
     Args:
         model: any module with timm's ``Attention``, ``AttentionPoolLatent``, ``PatchEmbed``, ``RmsNorm`` or
-            ``LayerNorm`` in it.
+            ``LayerNorm``, or torch's ``Linear``, in it.
         everywhere: also where that was not measured to be faster; it holds for all patched models.
 
     A patched model takes uint8 images (b, h, w, c), too, and normalises them by its ``pretrained_cfg``'s mean and std,
@@ -66,17 +67,18 @@ class SaccadeAttention(Attention):
 
     def forward(self, x, attn_mask=None, is_causal=False):
         b, n, _ = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        like = x[:, None, :, :1].expand(b, self.num_heads, n, self.head_dim)  # a query, before any is computed
         dropout = self.attn_drop.p if self.training else 0.0
-        reason = why_not(query, key, value, causal=is_causal, dropout=dropout, everywhere=_everywhere)
+        reason = why_not(like, like, like, causal=is_causal, dropout=dropout, everywhere=_everywhere)
         if not reason and not self.fused_attn:
             reason = "fused_attn is off"
         if noted("timm attention", reason):
             return super().forward(x, attn_mask, is_causal)
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
         if attn_mask is None and isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
             out = saccade.qkv_attention(qkv, causal=is_causal)
         else:
+            query, key, value = qkv.permute(2, 0, 3, 1, 4)
             query, key = self.q_norm(query), self.k_norm(key)
             out = saccade.attention(query, key, value, **hidden(attn_mask), causal=is_causal).transpose(1, 2)
         out = self.norm(out.reshape(b, n, self.attn_dim))
@@ -108,6 +110,8 @@ class SaccadeAttentionPool(AttentionPoolLatent):
 
 class SaccadePatchEmbed(PatchEmbed):
     """timm's patches; uint8 images b h w c are cut, normalised and projected in one go."""
+
+    _saccade_normal: tuple[tuple[float, ...], tuple[float, ...]]
 
     def forward(self, x):
         if x.dtype != torch.uint8:
@@ -155,7 +159,15 @@ def _why_not_norm(module, x, fast=None):
     return None if _everywhere or x.device.type == fast else "not measured to be faster"
 
 
-_OURS = {one.__mro__[1]: one for one in (
-    SaccadeAttention, SaccadeAttentionPool, SaccadePatchEmbed, SaccadeRmsNorm, SaccadeLayerNorm
-)}  # fmt: skip
+_OURS = {
+    one.__mro__[1]: one
+    for one in (
+        SaccadeAttention,
+        SaccadeAttentionPool,
+        SaccadePatchEmbed,
+        SaccadeRmsNorm,
+        SaccadeLayerNorm,
+        SaccadeLinear,
+    )
+}
 _THEIRS = {ours: theirs for theirs, ours in _OURS.items()}

@@ -3,9 +3,12 @@
     with saccade.interop.torch.activated():
         model(images)
 
-It is an implementation in ``torch.nn.attention``'s registry, under the name "saccade": the dispatcher calls it for the
-operator that torch itself chooses, so that compiled graphs and exported programs have it, too. Tensors on a GPU are
-torch's business as before.
+``patch(model)`` lets the linear layers of any model, too, be ours on processors where our products of matrices are
+faster than torch's (``saccade.kernels.numba.matrices``).
+
+Attention is an implementation in ``torch.nn.attention``'s registry, under the name "saccade": the dispatcher calls it
+for the operator that torch itself chooses, so that compiled graphs and exported programs have it, too. Tensors on a GPU
+are torch's business as before.
 """
 
 import warnings
@@ -14,11 +17,14 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import attention as registry
 
 from saccade.interop.counts import count
-from saccade.interop.tensors import why_not
+from saccade.interop.tensors import noted, why_not
+from saccade.kernels.numba.matrices import OWN
 from saccade.torch.arrays import from_numpy, to_numpy
+from saccade.torch.layers import product
 
 NAME = "saccade"
 PLACE = "torch scaled_dot_product_attention"
@@ -59,6 +65,44 @@ def activated(*, everywhere=False):
             registry.activate_flash_attention_impl(before)
 
 
+def patch(model):
+    """Let the model's ``nn.Linear`` modules, and no subclasses, compute with our products where those are faster; the
+    model."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = SaccadeLinear
+    return model
+
+
+def unpatch(model):
+    """Give linear layers their own class back; the model."""
+    for module in model.modules():
+        if type(module) is SaccadeLinear:
+            module.__class__ = nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
+@contextmanager
+def patched(model):
+    """``patch`` for a block."""
+    patch(model)
+    try:
+        yield model
+    finally:
+        unpatch(model)
+
+
+class SaccadeLinear(nn.Linear):
+    """torch's linear layer."""
+
+    def forward(self, input):
+        whole = input.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+        faster = OWN and whole and input.device.type == "cpu"
+        if noted("torch linear", None if faster else "not measured to be faster"):
+            return super().forward(input)
+        return product(input, self.weight, self.bias)
+
+
 class _Handle:
     """What torch keeps while the implementation is active."""
 
@@ -90,8 +134,8 @@ def _forward(
 
     # laid out as torch says it lies, which compiled graphs rely on
     out = torch.empty_like(query)
-    arrays = [to_numpy(x) for x in (out, query, key, value)]
-    lse, _ = attention.forward_into(*arrays, None, to_numpy(attn_mask), is_causal, None, scale)
+    query, key, value, into, bias = map(to_numpy, (query, key, value, out, attn_mask))
+    lse, _ = attention.forward_into(into, query, key, value, None, bias, is_causal, None, scale)
     return out, from_numpy(_turned(lse))
 
 

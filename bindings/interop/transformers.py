@@ -35,7 +35,7 @@ def register(*, everywhere=False):
     _everywhere = everywhere
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    ImageGPTAttention.forward = _imagegpt_attention
+    ImageGPTAttention.forward = _imagegpt_attention  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def unregister():

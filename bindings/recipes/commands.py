@@ -150,6 +150,7 @@ def _pretrain():
     def clip(
         source: str = typer.Argument(help=SOURCE + " It must have captions."),
         preset: str = typer.Option("clip-vit-b32", help="As siglip-vit-b16 or clip-tiny; a wrong one lists all."),
+        start: str = typer.Option(None, "--continue", help="A CLIP to go on from, as at a higher resolution."),
         tokenizer: str = typer.Option(None, help="clip (OpenAI's), bytes, or a file of merges."),
         image_column: str = typer.Option(None, help="Of a table: where a row names its picture; image if not given."),
         caption_column: str = typer.Option(None, help="Of a table: where its caption stands; caption if not given."),
@@ -168,9 +169,8 @@ def _pretrain():
             )
             columns = {"image_column": image_column, "caption_column": caption_column}
             columns = {name: column for name, column in columns.items() if column is not None}
-            pretrain_clip.run(
-                source, out, preset=preset, tokenizer=tokenizer, source_options=columns, **settings, **running
-            )
+            own = dict(preset=preset, start=start, tokenizer=tokenizer, source_options=columns)
+            pretrain_clip.run(source, out, **own, **settings, **running)
 
     return group
 
@@ -311,6 +311,32 @@ def _evaluate(app):
 
             options = dict(layers=layer or None, seed=seed, picture=picture, workers=workers, device=device)
             _keep(json_file, probe.run(model, train, test, **options))
+
+    @app.command(epilog="Example: saccade evaluate run/model.safetensors --data digits=train:test --out evaluation")
+    def evaluate(
+        models: list[str] = typer.Argument(help="Checkpoints that recipes wrote."),
+        data: list[str] = typer.Option(help="NAME=TRAIN:TEST, sources with the same classes; may be repeated."),
+        out: Path = typer.Option("evaluation", help="Folder; an interrupted command goes on in it."),
+        shots: list[int] = typer.Option([1, 5, 10], help="Examples of each class; may be repeated."),
+        seeds: int = typer.Option(3, help="How often examples are drawn."),
+        prompts: str = typer.Option("a photo of a {}.", help="Of a CLIP: one, a file of them, or openai."),
+        workers: int = WORKERS, device: str = DEVICE,
+    ):  # fmt: skip
+        """Judge models on data sets: zero-shot, few-shot and by linear probes, on one page."""
+        with one_sentence("saccade evaluate"):
+            from saccade.recipes import evaluate as recipe
+
+            options = dict(shots=shots, seeds=seeds, prompts=prompts, workers=workers, device=device)
+            recipe.run(models, dict(map(_named, data)), out, **options)
+
+
+def _named(text):
+    """("digits", ("train", "test")) of "digits=train:test"."""
+    name, _, pair = text.partition("=")
+    train, _, test = pair.partition(":")
+    if not (name and train and test) or ":" in test:
+        raise ValueError(f"--data {text!r}, expected NAME=TRAIN:TEST")
+    return name, (train, test)
 
 
 def _visualize(app):

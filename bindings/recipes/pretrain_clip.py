@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 import saccade
-from saccade.models import clip
+from saccade import models
+from saccade.models import clip, vit
 from saccade.models.resnet import ResNetConfig
 from saccade.models.transformer import under
+from saccade.recipes import saved
 from saccade.recipes.checkpoints import random_state, set_random_state
 from saccade.recipes.cuts import Broken, central, random_square
 from saccade.recipes.data import open_source
@@ -129,8 +131,26 @@ class Pairs(Objective):
         return {"tokenizer": self.named}
 
 
+def begun(start, image_size):
+    """(config, parameters, tokenizer) of a CLIP to go on from, its ViT's positions interpolated for ``image_size``.
+
+    Radford et al. 2021, section 2.5: ViT-L/14@336px is ViT-L/14 after one more epoch at a higher resolution.
+    """
+    beside = saved.facts_of(start)
+    parameters, config = models.load(start, dtype=np.float32)
+    if not isinstance(config, clip.CLIPConfig):
+        raise ValueError(f"{start} is no CLIP")
+    if config.image.image_size != image_size:
+        if isinstance(config.image, ResNetConfig):
+            raise ValueError(f"{start}: a ResNet of {config.image.image_size=}, expected images of that size")
+        tower, image = vit.resize(under(parameters, "image"), config.image, image_size, method="antialiased")
+        parameters |= {f"image.{name}": x for name, x in tower.items()}
+        config = replace(config, image=image)
+    return config, parameters, beside.get("tokenizer")
+
+
 def run(
-    source, out, *, preset="clip-vit-b32", tokenizer=None, model=None, training=None, optimization=None,
+    source, out, *, preset="clip-vit-b32", start=None, tokenizer=None, model=None, training=None, optimization=None,
     source_options=None, **options,
 ):  # fmt: skip
     """Pre-train a CLIP or, with a preset that begins with "siglip", a SigLIP.
@@ -139,17 +159,30 @@ def run(
         source: of pictures with captions, as ``saccade.recipes.data.open_source`` takes it.
         out: folder of the run.
         preset: a name in ``PRESETS``.
-        tokenizer: "clip", "bytes" or a file of merges; "bytes" for the tiny presets and "clip" for others if None.
-        model: changes to the preset, "image.depth" or "text.width" say, or "embed".
+        start: a checkpoint to go on from, whose sizes count instead of the preset's but for the side of its images,
+            or None.
+        tokenizer: "clip", "bytes" or a file of merges; if None that of ``start``, or "bytes" for the tiny presets and
+            "clip" for others.
+        model: changes to the preset, "image.depth" or "text.width" say, or "embed"; with ``start``
+            "image.image_size" alone.
         training, optimization: changes to the preset's ``Training`` and ``Optimization``.
         source_options: as ``caption_column`` of a ``Table``.
         options: of ``saccade.recipes.pretraining.pretrain``.
     """
     config, how = preset_of(PRESETS, preset)
+    how, parameters = how.changed(training, optimization), None
+    if start is not None:
+        if unknown := (model or {}).keys() - {"image.image_size"}:
+            raise ValueError(f"{', '.join(sorted(unknown))}: {start} has its own, expected image.image_size alone")
+        image_size = (model or {}).get("image.image_size", config.image.image_size)
+        config, parameters, own = begun(start, image_size)
+        tokenizer, model = tokenizer or own, None
     tokenizer = tokenizer or ("bytes" if preset.endswith("-tiny") else "clip")
-    changes = {"text.vocabulary": len(tokenizer_of(tokenizer)), **(model or {})}
+    vocabulary = len(tokenizer_of(tokenizer))
+    if start is not None and config.text.vocabulary != vocabulary:
+        raise ValueError(f"{start} has {config.text.vocabulary} token ids, the tokenizer {tokenizer!r} {vocabulary}")
+    changes = {"text.vocabulary": vocabulary, **(model or {})}
     towers = {name: replace(getattr(config, name), **under(changes, name)) for name in ("image", "text")}
     config = replace(config, **towers, **{name: x for name, x in changes.items() if "." not in name})
-    how = how.changed(training, optimization)
-    objective = Pairs(CLIP(config, seed=how.seed), tokenizer)
+    objective = Pairs(CLIP(config, parameters=parameters, seed=how.seed), tokenizer)
     return pretrain(objective, open_source(source, **(source_options or {})), out, how, **options)

@@ -31,11 +31,16 @@ def load(path):
     """
     parameters, config = models.load(path, dtype=np.float32)
     kinds = {CLIPConfig: saccade.torch.CLIP, ImageGPTConfig: saccade.torch.ImageGPT}
-    beside = _beside(path)
-    facts = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    facts = facts_of(path)
     if isinstance(config, ImageGPTConfig):
         facts["palette"] = models.load_palette(path)
     return kinds.get(type(config), saccade.torch.ViT)(config, parameters=parameters).eval(), facts
+
+
+def facts_of(path):
+    """What a recipe wrote of the model beside the checkpoint; nothing of a checkpoint from elsewhere."""
+    beside = _beside(path)
+    return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
 
 
 def _beside(path):

@@ -113,7 +113,7 @@ def distances(weights, config):
     for layer, one in enumerate(weights):
         found = mean_attention_distance(one, config.grid, config.patch_size, prefix=config.prefix)
         axis.plot([layer] * len(found), found, "o", color="#1f4e79", alpha=0.7)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xticks(range(0, len(weights), 1 + len(weights) // 16))
     axis.set_xlabel("layer")
     axis.set_ylabel("mean distance, pixels")
     return report.figure(plot, f"How far each head looks: one dot a head, averaged over {len(weights[0])} pictures.")
@@ -123,7 +123,7 @@ def rollouts(pixels, weights, config, names):
     """Attention rolled out over all layers, laid over each picture, as HTML."""
     from matplotlib import pyplot
 
-    total = attention_rollout(weights)
+    total = np.asarray(attention_rollout(weights))
     # from the class token to the patches, or of all patches where there is none
     drawn = total[:, 0, config.prefix :] if config.prefix else total.mean(1)
     plot, axes = pyplot.subplots(len(pixels), 2, figsize=(6, 3 * len(pixels)), squeeze=False)

@@ -6,6 +6,7 @@ head, or a fixed part of its keys where there are few heads, so no two threads a
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def _log_sum_exp(shifts, totals):
     return shifts + np.log(totals)
 
 
-def attention_backward(saved, grad_out, grad_lse=None):
+def attention_backward(saved, grad_out, grad_lse=None) -> tuple[Any, ...]:
     """Gradients for query, key, value and bias (None where no bias was given)."""
     # A head dimension of its own strides may be shared by broadcasting: gradients are always dense.
     gradients = [np.empty(x.shape, x.dtype) for x in saved[:3]]
@@ -107,8 +108,8 @@ def qkv_attention_forward(qkv, *, causal=False, key_lengths=None, scale=None):
     """``qkv_attention`` and what ``qkv_attention_backward`` needs."""
     b, n, _, h, d = qkv.shape
     out = np.empty((b, n, h, d), qkv.dtype)
-    three, out_bhnd = np.moveaxis(qkv, (2, 3), (0, 2)), np.moveaxis(out, 2, 1)
-    lse, scale = forward_into(out_bhnd, *three, None, None, causal, key_lengths, scale)
+    query, key, value = np.moveaxis(qkv, (2, 3), (0, 2))
+    lse, scale = forward_into(np.moveaxis(out, 2, 1), query, key, value, None, None, causal, key_lengths, scale)
     return out, (qkv, key_lengths, out, lse, causal, scale)
 
 

@@ -85,7 +85,8 @@ class _Team:
 
     def call(self, kernel, items, runs, arguments):
         self.memory[team.TAKEN], self.memory[team.WANTED] = 0, 1
-        self.memory[team.POOL] = pool = _pool(self.helpers + 1)
+        pool = _pool(self.helpers + 1)
+        self.memory[team.POOL] = pool
         if not pool:
             if not self.threads:
                 self._start()
@@ -139,7 +140,7 @@ def _pool(threads):
         _openmp = _openmp_of(sys.modules["torch"])
     if not _openmp or _openmp.omp_get_max_threads() != threads:
         return 0
-    return ctypes.cast(_openmp.GOMP_parallel, ctypes.c_void_p).value
+    return ctypes.cast(_openmp.GOMP_parallel, ctypes.c_void_p).value or 0
 
 
 def _openmp_of(torch):
