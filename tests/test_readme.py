@@ -44,6 +44,13 @@ def test_the_speed_table_is_what_was_measured():
     assert f"{agreeing} of {of} ratios" in text and agreeing >= 0.95 * of
 
 
+def test_the_drop_ins_figures_are_what_was_measured():
+    table = (ROOT / "bench" / "results" / "dropins-cpu.md").read_text()
+    found = re.findall(r"\| (?:timm ViT-B/16|open_clip|transformers ViT).*? \| ([\d.]+) \(", table)
+    sentence = (ROOT / "README.md").read_text().split("in turn with the drop-ins and without")[1].split(":")[0]
+    assert re.findall(r"(?<= )\d\.\d\d", sentence) == found
+
+
 def test_bars_are_what_was_measured():
     results = results_of("bars-cpu")
     assert report.markdown(results) == (ROOT / "bench" / "results" / "bars-cpu.md").read_text()
