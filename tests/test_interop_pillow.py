@@ -1,6 +1,8 @@
 """quantize: pictures of few colours, right to the pixel."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -48,6 +50,16 @@ def test_few_colours_are_kept_and_files_hold_them():
 def test_other_modes_become_rgb_first(mode):
     image = photograph().convert(mode)
     assert error(image.convert("RGB"), quantize(image, 64)) < 100
+
+
+def test_drop_ins_are_found_by_name_and_import_nothing_unasked():
+    program = (
+        "import sys, saccade; saccade.interop.report();"
+        "print({'torch', 'timm', 'sklearn', 'PIL'} & set(sys.modules));"
+        "print(saccade.interop.pillow.quantize.__name__, 'timm' in dir(saccade.interop))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["set()", "quantize True"]
 
 
 def test_bad_calls_are_refused_in_a_sentence():

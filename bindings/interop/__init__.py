@@ -11,4 +11,19 @@ attention where it was measured to be no slower than the library's (``saccade.in
     print(saccade.interop.report())
 """
 
+import importlib
+
 from saccade.interop.counts import Report as Report, report as report, reset as reset
+
+# Each imports its library when it is first asked for.
+_MODULES = ("jax", "onnx", "open_clip", "pillow", "sklearn", "timm", "torch", "transformers")
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return importlib.import_module(f"saccade.interop.{name}")
+    raise AttributeError(f"module 'saccade.interop' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_MODULES])

@@ -136,15 +136,16 @@ def _forget():
 def _pool(threads):
     """The address of ``GOMP_parallel`` if torch's OpenMP has as many threads, or 0."""
     global _openmp
-    if _openmp is None and "torch" in sys.modules:
-        _openmp = _openmp_of(sys.modules["torch"])
+    if _openmp is None and (torch := sys.modules.get("torch")) is not None:
+        _openmp = _openmp_of(torch)
     if not _openmp or _openmp.omp_get_max_threads() != threads:
         return 0
     return ctypes.cast(_openmp.GOMP_parallel, ctypes.c_void_p).value or 0
 
 
 def _openmp_of(torch):
-    for path in sorted(Path(torch.__file__).with_name("lib").glob("libgomp*.so*")):
+    folder = Path(getattr(torch, "__file__", None) or "nowhere").with_name("lib")
+    for path in sorted(folder.glob("libgomp*.so*")):
         try:
             library = ctypes.CDLL(str(path))
         except OSError:
