@@ -76,8 +76,8 @@ __version__ = "0.1.0"
 
 # Loaded when first used, so that importing saccade imports no framework.
 _SUBMODULES = (
-    "bench", "images", "interop", "kernels", "models", "palette", "recipes", "reference", "testing", "tokenizer", "torch",
-    "weights",
+    "bench", "images", "interop", "kernels", "models", "palette", "recipes", "reference", "testing", "tokenizer",
+    "torch", "weights",
 )  # fmt: skip
 _ELSEWHERE = {"Palette": "saccade.palette"}
 

@@ -32,7 +32,8 @@ class _Linear(Differentiable):
     @staticmethod
     def backward(ctx, grad_out):
         gradients = first_derivative(torch.ops.saccade.linear_backward, grad_out, *ctx.saved_tensors)
-        return *gradients, grad_out.flatten(0, -2).sum(0) if ctx.biased else None
+        rows = grad_out.reshape(grad_out.shape[:-1].numel(), grad_out.shape[-1])
+        return *gradients, rows.sum(0) if ctx.biased else None
 
 
 def linear(x, weight, bias=None, *, backend=None):
