@@ -2,8 +2,12 @@
 
 import importlib
 import pkgutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from saccade.testing import check
 from saccade.testing.check import vjp_beside
@@ -64,3 +68,16 @@ def assert_kernel_passes(operation, function, **options):
     report = check(function, operation, vjp=vjp, **options)
     assert not report.failures, report
     assert operation in PALETTE or report.counts["gradients"][1] > 0
+
+
+def run_documented(commands, folder):
+    """Commands of a document, in turn, in a folder with ``photos`` of two classes; each must succeed."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        (folder / "photos" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        picture = rng.integers(0, 256, (40, 48, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(folder / "photos" / f"class{i % 2}" / f"{i}.png")
+    script = Path(sys.executable).with_name("saccade")
+    for command in commands:
+        done = subprocess.run([script, *command.split()[1:]], capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0, (command, done.stderr)

@@ -8,9 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from support import run_documented
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -52,16 +51,7 @@ def test_a_notebooks_cells_run_one_after_the_other(notebook, tmp_path):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_a_pages_commands_run(page, tmp_path):
-    """In a folder with ``photos`` of two classes."""
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        (tmp_path / "photos" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
-        picture = rng.integers(0, 256, (40, 48, 3)).astype(np.uint8)
-        Image.fromarray(picture).save(tmp_path / "photos" / f"class{i % 2}" / f"{i}.png")
-    script = Path(sys.executable).with_name("saccade")
-    for command in commands(page):
-        done = subprocess.run([script, *command.split()[1:]], capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, (command, done.stderr)
+    run_documented(commands(page), tmp_path)
 
 
 def test_every_block_is_of_a_kind_that_is_tested():

@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from support import run_documented
 
 from saccade.bench import bars, cases, report
 
@@ -72,16 +71,7 @@ def test_python_snippet_runs(i):
 
 @pytest.mark.parametrize("block", [block for block in CONSOLE if block[0].startswith("saccade")], ids=lambda b: b[0])
 def test_commands_run(block, tmp_path):
-    """The commands of a block, in turn, in a folder with ``photos`` of two classes."""
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        (tmp_path / "photos" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
-        picture = rng.integers(0, 256, (40, 48, 3)).astype(np.uint8)
-        Image.fromarray(picture).save(tmp_path / "photos" / f"class{i % 2}" / f"{i}.png")
-    script = Path(sys.executable).with_name("saccade")
-    for command in block:
-        done = subprocess.run([script, *command.split()[1:]], capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    run_documented(block, tmp_path)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
