@@ -8,6 +8,8 @@ computing (``saccade.interop.onnx_ops``); torch is not needed. Pictures go in as
 asked for otherwise; the batch may have any size.
 """
 
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from saccade.interop.onnx_ops import BATCH, Graph
 from saccade.models import clip, imagegpt
 from saccade.models.variants import module_of
 
-LARGEST = 1 << 31  # bytes of one file of this format
+LARGEST = 2_000_000_000  # bytes of tensors in one file, of this format's 2 GiB
 PARTS = {"images": clip.encode_images, "texts": clip.encode_texts}
 
 
@@ -30,7 +32,7 @@ def export(path, parameters, config, *, part=None, images="uint8"):
 
     Args:
         path: the file; tensors of more than 2 GB lie beside it, in a file named as it is with ".data" at the end.
-        parameters: NumPy arrays by name; those of 16 bits are written in float32.
+        parameters: NumPy arrays by name, written in float32.
         config: a ``ViTConfig``, ``ImageGPTConfig`` or ``CLIPConfig``.
         part: "images" or "texts" of a CLIP, None of others.
         images: "uint8", or "float32" for pictures in 0…1.
@@ -66,13 +68,14 @@ def _input(graph, config, part, images):
 
 
 def _write(path, model):
-    if model.ByteSize() < LARGEST:
+    if sum(len(one.raw_data) for one in model.graph.initializer) < LARGEST:
         with replacing(path) as file:
             file.write(model.SerializeToString())
         return
     beside = f"{path.name}.data"
     external_data_helper.convert_model_to_external_data(model, location=beside)
-    (path.parent / beside).unlink(missing_ok=True)  # it is appended to
-    external_data_helper.write_external_data_tensors(model, str(path.parent))
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        external_data_helper.write_external_data_tensors(model, folder)
+        os.replace(Path(folder, beside), path.with_name(beside))
     with replacing(path) as file:
         file.write(model.SerializeToString())

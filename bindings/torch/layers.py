@@ -37,7 +37,7 @@ class _Linear(Differentiable):
 
 
 def linear(x, weight, bias=None, *, backend=None):
-    """See ``saccade.linear``; torch's own, but on processors whose vectors it leaves half empty."""
+    """See ``saccade.linear``; torch's own, but on processors where ours is faster."""
     own("linear", backend)
     return product(x, weight, bias)
 

@@ -1,8 +1,7 @@
-"""Products of matrices on CPUs: BLAS's, or our own on processors whose vectors BLAS does not fill.
+"""Products of matrices on CPUs: BLAS's, or our own on processors where those are faster.
 
-On AMD's processors OpenBLAS and MKL were seen to use vectors of 32 bytes where there are such of 64. From Zen 5 on,
-which computes those whole, products of ours are up to twice as fast (``bench/NOTES.md``); elsewhere BLAS is at least as
-fast.
+On AMD's Zen 5, which computes vectors of 64 bytes whole, products of ours are up to twice as fast as OpenBLAS's, which
+takes it for a processor without such, and MKL's (``bench/NOTES.md``); elsewhere BLAS is taken.
 
 Ours: one operand is packed as columns, whole vectors wide; items are bands of rows of the other by groups of those
 columns. Each number is one chain of fused multiply-adds, whatever the sizes: the bits of a row do not depend on the
