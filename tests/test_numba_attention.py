@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
@@ -14,13 +15,14 @@ from saccade.testing.claims import Claims
 from saccade.testing.inputs import attention_inputs
 
 
-@pytest.mark.parametrize("t, s", [(63, 193), (65, 191), (197, 197), (1, 385), (257, 3)])
+@pytest.mark.parametrize("t, s", [(63, 193), (65, 191), (197, 197), (1, 385), (257, 3), (100, 195)])
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_matches_the_reference_across_blocks(t, s, causal):
-    """Several blocks of queries and keys, which small drawn examples do not reach."""
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_attention_matches_the_reference_across_blocks(t, s, causal, dtype):
+    """Several blocks of queries and keys, which small drawn examples do not reach; odd numbers of them."""
     rng = np.random.default_rng(t)
-    query, key, value = (rng.standard_normal((1, 2, n, 72)).astype(np.float32) for n in (t, s, s))
-    options = dict(causal=causal, bias=rng.standard_normal((2, 1, s)).astype(np.float32), return_lse=True)
+    query, key, value = (rng.standard_normal((1, 2, n, 72)).astype(dtype) for n in (t, s, s))
+    options = dict(causal=causal, bias=rng.standard_normal((2, 1, s)).astype(dtype), return_lse=True)
     judged = gate.assert_right("attention", kernels, (query, key, value), options)
     assert gate.verdict(judged) == "PASS"
 
@@ -39,6 +41,16 @@ def test_a_mask_of_the_lowest_numbers_hides_as_it_should(dtype):
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_gradients_of_an_odd_number_of_queries_with_scores_far_below_zero(dtype):
+    """What pads their tile must not overflow: its weights would be 2^(0 − shift), infinite for log₂ sums about −128."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, 1, 131, 4)).astype(dtype) for _ in range(3))
+    query[..., 0], key[..., 0] = 13.6875, -13.6875
+    judged = gate.assert_right("attention", kernels, (query, key, value))
+    assert gate.verdict(judged) == "PASS"
+
+
 NARROW = """
 import llvmlite.binding as llvm
 features = llvm.get_host_cpu_features()
@@ -46,10 +58,11 @@ features["avx512f"] = False
 llvm.get_host_cpu_features = lambda: features
 from saccade.kernels.numba import attention, vectors
 from saccade.testing import gate
+import ml_dtypes
 import numpy as np
-assert vectors.BYTES == 32
+assert vectors.BYTES == 32 and not vectors.DOTS
 rng = np.random.default_rng(0)
-for dtype, (t, s, d) in ((np.float32, (65, 191, 72)), (np.float64, (5, 7, 3))):
+for dtype, (t, s, d) in ((np.float32, (65, 191, 72)), (np.float64, (5, 7, 3)), (ml_dtypes.bfloat16, (65, 191, 31))):
     arguments = tuple(rng.standard_normal((1, 2, n, d)).astype(dtype) for n in (t, s, s))
     judged = gate.assert_right("attention", attention, arguments, dict(causal=True, scale=-0.2, return_lse=True))
     assert gate.verdict(judged) == "PASS", judged
@@ -94,12 +107,13 @@ def test_inputs_are_not_modified(inputs):
     assert before == [x.tobytes() for x in (*arguments, *options.values()) if isinstance(x, np.ndarray)]
 
 
-def test_keys_beyond_their_length_are_never_read():
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, ml_dtypes.bfloat16])
+def test_keys_beyond_their_length_are_never_read(dtype):
     rng = np.random.default_rng(0)
-    query, key, value = (rng.standard_normal((2, 1, 5, 4)) for _ in range(3))
-    lengths = np.array([2, 5])
+    query, key, value = (rng.standard_normal((2, 1, 5, 5)).astype(dtype) for _ in range(3))
+    lengths = np.array([3, 5])
     clean = _run((query, key, value), {"key_lengths": lengths})
-    key[0, :, 2:], value[0, :, 2:] = np.nan, np.inf
+    key[0, :, 3:], value[0, :, 3:] = np.nan, np.inf
     dirty = _run((query, key, value), {"key_lengths": lengths})
     for a, b in zip(clean, dirty, strict=True):
         assert a is b is None or a.tobytes() == b.tobytes()

@@ -7,7 +7,8 @@
 * *Pass*: ``err <= 2 allowance + band`` for the RMS and for the largest error, of every output and gradient, with
   ``band`` 4 units in the last place of max |truth|, and non-finite values exactly where the rounded truth has them.
   Numbers too small to be normal in the compute dtype may be flushed to 0, as much hardware does: results, and each
-  of the terms that are added up, of which there are at most as many as the longest axis has elements.
+  of the terms that are added up, of which there are at most as many as the longest axis has elements, or a factor of
+  them, whose other factor is at most the product of the largest numbers of all arguments and cotangents.
 * *Inconclusive*: within the allowance where that exceeds a quarter of the truth's RMS: zeros would pass as well. Where
   terms cancel to all but nothing (less than a thousandth of the allowance), zeros are right and pass.
 
@@ -49,6 +50,7 @@ GRADIENTS = {
 }
 
 OUTPUTS = ("output", "second output")
+LARGEST_FACTOR = 2.0**40  # of a flushed number: beyond it the band would hide faults
 NOTHING = 2.0**-10  # of the allowance: a truth below it is what terms that cancel leave in the truth's own precision
 FEW = 1024  # outputs with fewer elements than this have their ordinary errors sampled more often
 
@@ -92,6 +94,7 @@ class Standard:
         options = (options or {}) if true_options is None else true_options
         self.operation, self.cotangents = operation, cotangents
         self.terms = max((length for x in arguments for length in np.shape(x)), default=1)
+        self.terms *= _largest_factor((*arguments, *(() if cotangents is None else cotangents)))
         self.outputs, self.gradients = truth(operation, arguments, options, cotangents)
         few = sum(np.size(x) for x in self.outputs) < FEW
         self._ordinary = []
@@ -158,7 +161,7 @@ def judge_one(name, actual, true, ordinary_values, magnitude=None, terms=1):
     """Judge one array against the truth and the same array computed in ordinary ways.
 
     ``magnitude`` is that of the numbers an array was summed from, for the band; the truth's own if None. ``terms`` is
-    how many of them there are at most.
+    how many of them there are at most, times what a flushed factor of theirs may have been multiplied by.
     """
     actual = np.asarray(actual)
     if actual.shape != np.shape(true):
@@ -191,6 +194,16 @@ def judge_one(name, actual, true, ordinary_values, magnitude=None, terms=1):
     if allowed_rms * NOTHING < _rms(true[finite]) < 4 * allowed_rms:
         return Judgement(name, "INCONCLUSIVE", f"ordinary error {allowed_rms:.2e}, truth {_rms(true[finite]):.2e}")
     return Judgement(name, "PASS", f"largest error {_largest(error):.3e} <= 2 x {allowed_max:.3e} + {band:.3e}")
+
+
+def _largest_factor(arrays):
+    """The product of the largest finite numbers of arrays, none of which counts as less than 1."""
+    product = 1.0
+    for x in arrays:
+        if np.asarray(x).dtype.kind not in "iub":
+            x = np.abs(np.asarray(x).astype(np.float64))
+            product *= max(1.0, float(x[np.isfinite(x)].max(initial=0.0)))
+    return min(product, LARGEST_FACTOR)
 
 
 def truth(operation, arguments, options, cotangents) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ back, is held to the truth of the original. Laws about what a call does besides 
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from saccade.reference import palette
@@ -243,6 +244,7 @@ def not_a_number(subject, arguments, options, rng):
 def infinities(subject, arguments, options, rng):
     """Where the truth is infinite because an input is, the output is not finite; what is finite is as right as ever."""
     judged = []
+    arguments = [_flushed(x) for x in arguments]  # what is too small to be normal may be 0, of which see below
     for planted in _planted(subject, arguments, options, rng, [np.inf, -np.inf]):
         standard, _ = standard_of(subject, *planted, rng, gradients=False)
         outputs, _ = run(subject, *planted)
@@ -254,6 +256,14 @@ def infinities(subject, arguments, options, rng):
             forgiven.append(np.where(open_ends, true.astype(actual.dtype), actual))
         judged += hold(standard, tuple(forgiven), None, "With an infinity among the inputs the")
     return judged
+
+
+def _flushed(x):
+    """``x`` with 0 for numbers that are too small to be normal."""
+    if not isinstance(x, np.ndarray) or x.dtype.kind in "iub":
+        return x
+    small = np.abs(x.astype(np.float64)) < float(ml_dtypes.finfo(x.dtype).smallest_normal)
+    return np.where(small, x.dtype.type(0), x) if small.any() else x
 
 
 def _planted(subject, arguments, options, rng, numbers):

@@ -12,6 +12,7 @@ import numpy as np
 
 from saccade.kernels.numba import attention_gradients as gradients
 from saccade.kernels.numba.attention_tiles import KEYS, QUERIES, forward
+from saccade.kernels.numba.halves import in_pairs
 from saccade.kernels.numba.layers import silent
 from saccade.kernels.numba.memory import core_dtype, describe
 from saccade.kernels.numba.threads import parallel_for
@@ -53,7 +54,9 @@ def _forward(out, query, key, value, mask, bias, causal, key_lengths, scale):
     extras = _extras(mask, bias, key_lengths, (b, h, t, s))
     sizes = (b, h, t, s, d, e)
     items = b * h * -(-t // QUERIES)
-    parallel_for(forward, items, 1, *arrays, *extras, sizes, causal, core.type(scale), describe(out), shifts, totals)
+    options = *extras, sizes, causal, core.type(scale)
+    pairs = in_pairs(query, key, value)
+    parallel_for(forward, items, 1, pairs, *arrays, *options, describe(out), shifts, totals)
     return shifts, totals, scale
 
 
@@ -87,7 +90,8 @@ def backward_into(into, saved, grad_out, grad_lse=None, with_bias=False):
     parts = min(-(-_HEADS // max(b * h, 1)), max(s // KEYS, 1))
     sums = grad_query[None] if parts == 1 else np.empty((parts, *query.shape), core)
     outputs = describe(sums), describe(grad_key), describe(grad_value)
-    parallel_for(gradients.backward, b * h * parts, 1, parts, *common, *outputs)
+    pairs = in_pairs(query, key, value, grad_out)
+    parallel_for(gradients.backward, b * h * parts, 1, pairs, parts, *common, *outputs)
     if parts > 1:
         grad_query[:] = sums.sum(0)
     if with_bias:

@@ -22,10 +22,11 @@ from saccade.kernels.numba.attention_tiles import (
     visible_end,
 )
 from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.halves import interleave, lie_in_pairs, multiply_units, units
 from saccade.kernels.numba.mathematics import row_dot
 from saccade.kernels.numba.memory import load_row, store_row
-from saccade.kernels.numba.products import multiply, wide
-from saccade.kernels.numba.softmax import softmax_gradient
+from saccade.kernels.numba.products import wide
+from saccade.kernels.numba.softmax import softmax_gradient, softmax_gradient_pairs
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.vectors import lanes, widest_vectors
 
@@ -45,15 +46,19 @@ def row_sums(work, sizes, out, grad_out, row_sums):
 
 @jit
 def _gradient_tile(
-    scores, grads, turned, turned_grad, k, k_row, v, v_row, mask, bias, causal, scale, at, sizes, queries, keys, lse,
-    row_sums, shift, sums,
+    pairs, scores, grads, turned, turned_grad, k, k_row, v, v_row, mask, bias, causal, scale, at, sizes, queries, keys,
+    lse, row_sums, shift, sums, across,
 ):  # fmt: skip
-    """scores[:keys, :queries] = Pᵀ and grads = dSᵀ; ``shift`` and ``sums`` are scratch of a vector for each query."""
+    """scores[:keys, :queries] = Pᵀ and grads = dSᵀ; ``shift`` and ``sums`` are scratch of a vector for each query.
+
+    With ``pairs`` both are bfloat16, pairs of queries, 0 beside the last of an odd number, and ``across`` is dSᵀ in
+    pairs of keys.
+    """
     dtype, size = scores.dtype.type, scores.itemsize
-    score_tile(scores, turned, k, k_row, mask, bias, causal, scale, at, sizes, queries, keys)
-    multiply(
-        dtype(0), v, v_row, size, turned_grad.ctypes.data, turned_grad.shape[1] * size, grads.ctypes.data,
-        grads.shape[1] * size, keys, queries, sizes[5], 0,
+    score_tile(pairs, scores, turned, k, k_row, mask, bias, causal, scale, at, sizes, queries, keys)
+    multiply_units(
+        pairs, dtype(0), v, v_row, size, turned_grad.ctypes.data, turned_grad.shape[1] * size, grads.ctypes.data,
+        grads.shape[1] * size, keys, queries, units(pairs, sizes[5]), 0,
     )  # fmt: skip
     i_b, i_h, first_t, _ = at
     unit = unit_of(bias, scale)
@@ -61,17 +66,26 @@ def _gradient_tile(
         level = lse[i_b, i_h, first_t + i]
         shift[i] = level / unit if level != -np.inf else dtype(0)
         sums[i] = row_sums[i_b, i_h, first_t + i]
-    factor = unit * dtype(LOG2_E)
+    factor, row = unit * dtype(LOG2_E), scores.shape[1] * size
+    if pairs:
+        shift[queries : wide(shift, queries)] = np.inf
+        if keys % 2 == 1:
+            scores[keys], grads[keys] = -np.inf, 0
     for i in range(0, queries, lanes(dtype(0))):
-        softmax_gradient(
-            factor, scores.ctypes.data + i * size, grads.ctypes.data + i * size, scores.shape[1] * size, keys,
-            shift.ctypes.data + i * size, sums.ctypes.data + i * size,
-        )  # fmt: skip
+        state, sum_of = shift.ctypes.data + i * size, sums.ctypes.data + i * size
+        if pairs:
+            softmax_gradient_pairs(
+                np.float32(factor), scores.ctypes.data, grads.ctypes.data, row, keys, state, sum_of, i * size,
+                across.ctypes.data + i * size,
+            )  # fmt: skip
+        else:
+            tile, beside = scores.ctypes.data + i * size, grads.ctypes.data + i * size
+            softmax_gradient(factor, tile, beside, row, keys, state, sum_of)
 
 
 @jit
 def backward(
-    work, parts, query, key, value, mask, bias, lengths, sizes, causal, scale, grad_out, lse, row_sums,
+    work, pairs, parts, query, key, value, mask, bias, lengths, sizes, causal, scale, grad_out, lse, row_sums,
     grad_query, grad_key, grad_value,
 ):  # fmt: skip
     """Items are (b, h, a part of the keys): what a part adds to dQ is stored by itself, at ``grad_query``'s first axis.
@@ -83,12 +97,17 @@ def backward(
     dtype, size = lse.dtype, lse.itemsize
     zero, step = dtype.type(0), lanes(dtype.type(0))
     wide_d, wide_e = wide(lse, d), wide(lse, e)
-    key_stays, value_stays = in_place(key, lse, d), in_place(value, lse, e)
-    query_block, turned = np.zeros((QUERIES, wide_d), dtype), np.zeros((wide_d, QUERIES), dtype)
-    grad_block, turned_grad = np.zeros((QUERIES, wide_e), dtype), np.zeros((wide_e, QUERIES), dtype)
+    deep_d, deep_e = wide(lse, units(pairs, d)), wide(lse, units(pairs, e))
+    key_stays = lie_in_pairs(key, d) if pairs else in_place(key, lse, d)
+    value_stays = lie_in_pairs(value, e) if pairs else in_place(value, lse, e)
+    query_block, turned = np.zeros((QUERIES, deep_d), dtype), np.zeros((deep_d, QUERIES), dtype)
+    grad_block, turned_grad = np.zeros((QUERIES, deep_e), dtype), np.zeros((deep_e, QUERIES), dtype)
     most = -(-s // parts) + 8
-    key_block = np.zeros((0 if key_stays else most, wide_d), dtype)
-    value_block = np.zeros((0 if value_stays else most, wide_e), dtype)
+    key_block = np.zeros((0 if key_stays else most, deep_d), dtype)
+    value_block = np.zeros((0 if value_stays else most, deep_e), dtype)
+    few = (QUERIES // 2, most // 2 + 1, KEYS // 2) if pairs else (0, 0, 0)  # rows of pairs
+    query_pairs, grad_pairs = np.zeros((few[0], wide_d), dtype), np.zeros((few[0], wide_e), dtype)
+    key_pairs, across = np.zeros((few[1], wide_d), dtype), np.zeros((few[2], QUERIES), dtype)
     scores, grads = np.zeros((KEYS, QUERIES), dtype), np.zeros((KEYS, QUERIES), dtype)
     sum_query = np.zeros((QUERIES, wide_d), dtype)
     sum_key, sum_value = np.zeros((most, wide_d), dtype), np.zeros((most, wide_e), dtype)
@@ -98,15 +117,25 @@ def backward(
         i_b, i_h, i_part = item // (h * parts), item // parts % h, item % parts
         begin, stored = part(s, 8, parts, i_part), part(s, 8, parts, i_part + 1)
         end = min(stored, lengths[i_b])
-        k, k_row = rows_of(key, key_block, key_stays, corner(key, i_b, i_h, begin), max(end - begin, 0), d)
-        v, v_row = rows_of(value, value_block, value_stays, corner(value, i_b, i_h, begin), max(end - begin, 0), e)
+        k, k_row = rows_of(pairs, key, key_block, key_stays, corner(key, i_b, i_h, begin), max(end - begin, 0), d)
+        v, v_row = rows_of(
+            pairs, value, value_block, value_stays, corner(value, i_b, i_h, begin), max(end - begin, 0), e
+        )
+        if pairs:
+            interleave(key_pairs, key[4], key[5], corner(key, i_b, i_h, begin), max(end - begin, 0), d)
         sum_key[:], sum_value[:] = 0, 0
         key_blocks = -(-(stored - begin) // KEYS)
         for block in range(query_blocks):
             first_t = part(t, step, query_blocks, block)
             queries = part(t, step, query_blocks, block + 1) - first_t
-            load_queries(query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d, scale)
-            load_queries(grad_block, turned_grad, grad_out, corner(grad_out, i_b, i_h, first_t), queries, e, zero)
+            load_queries(pairs, query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d, scale)
+            load_queries(
+                pairs, grad_block, turned_grad, grad_out, corner(grad_out, i_b, i_h, first_t), queries, e, zero
+            )
+            if pairs:
+                interleave(query_pairs, query[4], query[5], corner(query, i_b, i_h, first_t), queries, d)
+                interleave(grad_pairs, grad_out[4], grad_out[5], corner(grad_out, i_b, i_h, first_t), queries, e)
+            queries_read, grads_read = (query_pairs, grad_pairs) if pairs else (query_block, grad_block)
             sum_query[:] = 0
             last = visible_end(end, causal, first_t + queries - 1, sizes)
             for key_part in range(key_blocks):
@@ -116,21 +145,27 @@ def backward(
                     break
                 tile_k, tile_v, at = k + first * k_row, v + first * v_row, (i_b, i_h, first_t, begin + first)
                 _gradient_tile(
-                    scores, grads, turned, turned_grad, tile_k, k_row, tile_v, v_row, mask, bias, causal, scale, at,
-                    sizes, queries, keys, lse, row_sums, shift, sums,
+                    pairs, scores, grads, turned, turned_grad, tile_k, k_row, tile_v, v_row, mask, bias, causal, scale,
+                    at, sizes, queries, keys, lse, row_sums, shift, sums, across,
                 )  # fmt: skip
                 weights, score_grads, row = scores.ctypes.data, grads.ctypes.data, QUERIES * size
-                multiply(
-                    zero, weights, row, size, grad_block.ctypes.data, wide_e * size,
-                    sum_value.ctypes.data + first * wide_e * size, wide_e * size, keys, e, queries, 1,
+                depth = units(pairs, queries)
+                multiply_units(
+                    pairs, zero, weights, row, size, grads_read.ctypes.data, wide_e * size,
+                    sum_value.ctypes.data + first * wide_e * size, wide_e * size, keys, e, depth, 1,
                 )  # fmt: skip
-                multiply(
-                    zero, score_grads, row, size, query_block.ctypes.data, wide_d * size,
-                    sum_key.ctypes.data + first * wide_d * size, wide_d * size, keys, d, queries, 1,
+                multiply_units(
+                    pairs, zero, score_grads, row, size, queries_read.ctypes.data, wide_d * size,
+                    sum_key.ctypes.data + first * wide_d * size, wide_d * size, keys, d, depth, 1,
                 )  # fmt: skip
-                multiply(
-                    zero, score_grads, size, row, tile_k, k_row, sum_query.ctypes.data, wide_d * size, queries, d,
-                    keys, 1,
+                if pairs:
+                    tile_k, k_step = key_pairs.ctypes.data + first // 2 * wide_d * size, wide_d * size
+                    score_grads = across.ctypes.data
+                else:
+                    k_step = k_row
+                multiply_units(
+                    pairs, zero, score_grads, size, row, tile_k, k_step, sum_query.ctypes.data, wide_d * size, queries,
+                    d, units(pairs, keys), 1,
                 )  # fmt: skip
             place = grad_query[0] + i_part * grad_query[2] + i_b * grad_query[3] + i_h * grad_query[4]
             for i in range(queries):
@@ -167,21 +202,21 @@ def backward_bias(work, query, key, value, mask, bias, lengths, sizes, causal, s
                 for block in range(i_part, blocks if parts == 1 else i_part + 1):
                     first_t = part(t, step, blocks, block)
                     queries = part(t, step, blocks, block + 1) - first_t
-                    load_queries(query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d, scale)
+                    load_queries(False, query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d, scale)
                     at_grad = corner(grad_out, i_b, i_h, first_t)
-                    load_queries(grad_block, turned_grad, grad_out, at_grad, queries, e, zero)
+                    load_queries(False, grad_block, turned_grad, grad_out, at_grad, queries, e, zero)
                     end = visible_end(min(lengths[i_b], s), causal, first_t + queries - 1, sizes)
                     for key_part in range(key_blocks):
                         first_s = part(s, 8, key_blocks, key_part)
                         keys = min(part(s, 8, key_blocks, key_part + 1), end) - first_s
                         if keys <= 0:
                             break
-                        k, k_row = rows_of(key, key_block, False, corner(key, i_b, i_h, first_s), keys, d)
-                        v, v_row = rows_of(value, value_block, False, corner(value, i_b, i_h, first_s), keys, e)
+                        k, k_row = rows_of(False, key, key_block, False, corner(key, i_b, i_h, first_s), keys, d)
+                        v, v_row = rows_of(False, value, value_block, False, corner(value, i_b, i_h, first_s), keys, e)
                         at = (i_b, i_h, first_t, first_s)
                         _gradient_tile(
-                            scores, grads, turned, turned_grad, k, k_row, v, v_row, mask, bias, causal, scale, at,
-                            sizes, queries, keys, lse, row_sums, shift, sums,
+                            False, scores, grads, turned, turned_grad, k, k_row, v, v_row, mask, bias, causal, scale,
+                            at, sizes, queries, keys, lse, row_sums, shift, sums, scores,
                         )  # fmt: skip
                         rows, columns = keys if of_s > 1 else 1, queries if of_t > 1 else 1
                         _reduce_tile(grads, keys, queries, rows, columns)

@@ -4,6 +4,8 @@ S = scale Q Kᵀ + bias;   P = exp(S − lse);   O = P V
 
 A tile stands on its side, a row a key and a column a query, so that keys and values are read where they lie and the
 softmax runs down vectors of queries. Exponentials are powers of 2: factor · S with factor = scale · log₂e.
+
+With ``pairs`` operands of products are bfloat16 (``halves``): weights are rounded to it, as everything else is already.
 """
 
 # An intrinsic is called without the typing context it is defined with.
@@ -14,8 +16,9 @@ import math
 import numpy as np
 
 from saccade.kernels.numba.compilation import jit
+from saccade.kernels.numba.halves import interleave, lie_in_pairs, load_pairs, multiply_units, units
 from saccade.kernels.numba.memory import FLOAT32, FLOAT64, load, load_block, read_byte, store_row
-from saccade.kernels.numba.products import multiply, wide
+from saccade.kernels.numba.products import wide
 from saccade.kernels.numba.softmax import online_softmax
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.vectors import lanes, transpose, widest_vectors
@@ -45,24 +48,40 @@ def in_place(array, like, columns):
 
 
 @jit
-def rows_of(array, scratch, stays, address, rows, columns):
+def rows_of(pairs, array, scratch, stays, address, rows, columns):
     """(address, bytes from row to row) of rows that a product can read: their own, or those of a copy."""
     if stays:
         return address, array[4]
-    load_block(scratch, array, array[4], array[5], address, rows, columns)
+    if pairs:
+        load_pairs(scratch, array[4], array[5], address, rows, columns, False)
+    else:
+        load_block(scratch, array, array[4], array[5], address, rows, columns)
     return scratch.ctypes.data, scratch.shape[1] * scratch.itemsize
 
 
 @jit
-def load_queries(rows_block, turned, array, address, rows, columns, scale):
+def rows_summed(pairs, array, scratch, stays, address, rows, columns):
+    """``rows_of`` for a product that sums over those rows."""
+    if not pairs:
+        return rows_of(pairs, array, scratch, stays, address, rows, columns)
+    interleave(scratch, array[4], array[5], address, rows, columns)
+    return scratch.ctypes.data, scratch.shape[1] * scratch.itemsize
+
+
+@jit
+def load_queries(pairs, rows_block, turned, array, address, rows, columns, scale):
     """Rows from an address, zeros up to whole vectors of them; and the same turned on their side, times −1 if the scale
     is negative, so that the largest of factor · scores is that of the largest score."""
-    load_block(rows_block, array, array[4], array[5], address, rows, columns)
     padded = wide(rows_block, rows)
     rows_block[rows:padded] = 0
-    transpose(rows_block, turned, padded, rows_block.shape[1])
-    if scale < 0:
-        turned *= turned.dtype.type(-1)
+    if pairs:
+        load_pairs(rows_block, array[4], array[5], address, rows, columns, scale < 0)
+        transpose(rows_block, turned, padded, rows_block.shape[1])
+    else:
+        load_block(rows_block, array, array[4], array[5], address, rows, columns)
+        transpose(rows_block, turned, padded, rows_block.shape[1])
+        if scale < 0:
+            turned *= turned.dtype.type(-1)
 
 
 @jit
@@ -79,16 +98,16 @@ def unit_of(bias, scale):
 
 
 @jit
-def score_tile(scores, turned, key, key_row, mask, bias, causal, scale, at, sizes, queries, keys):
+def score_tile(pairs, scores, turned, key, key_row, mask, bias, causal, scale, at, sizes, queries, keys):
     """scores[:keys, :queries] = S / ``unit_of`` it; −inf where a key is hidden.
 
     ``turned`` is that of ``load_queries``; at = the tile's (b, h, t, s).
     """
     size, (i_b, i_h, first_t, first_s) = scores.itemsize, at
     dtype, width = scores.dtype.type, wide(scores, queries)
-    multiply(
-        dtype(0), key, key_row, size, turned.ctypes.data, turned.shape[1] * size, scores.ctypes.data,
-        scores.shape[1] * size, keys, width, sizes[4], 0,
+    multiply_units(
+        pairs, dtype(0), key, key_row, size, turned.ctypes.data, turned.shape[1] * size, scores.ctypes.data,
+        scores.shape[1] * size, keys, width, units(pairs, sizes[4]), 0,
     )  # fmt: skip
     natural = abs(scale)
     if unit_of(bias, scale) != natural:
@@ -114,14 +133,30 @@ def score_tile(scores, turned, key, key_row, mask, bias, causal, scale, at, size
 
 
 @jit
-def forward(work, query, key, value, mask, bias, lengths, sizes, causal, scale, out, shifts, totals):
+def weigh(pairs, factor, scores, queries, keys, shift, total, rescale):
+    """``online_softmax`` of a tile's columns; as pairs along the keys if so asked."""
+    size, row = scores.itemsize, QUERIES * scores.itemsize
+    if pairs and keys % 2 == 1:
+        scores[keys] = -np.inf
+    for i in range(0, queries, lanes(scores.dtype.type(0))):
+        column, state = scores.ctypes.data + i * size, i * size
+        s, t, r = shift.ctypes.data + state, total.ctypes.data + state, rescale.ctypes.data + state
+        if pairs:
+            online_softmax(np.int32(0), np.float32(factor), column, row, keys, s, t, r)
+        else:
+            online_softmax(factor, factor, column, row, keys, s, t, r)
+
+
+@jit
+def forward(work, pairs, query, key, value, mask, bias, lengths, sizes, causal, scale, out, shifts, totals):
     """Outputs, and what each query's log-sum-exp is made of: its shift, and its total."""
     widest_vectors()
     b, h, t, s, d, e = sizes
     dtype, size = totals.dtype, totals.itemsize
     step = lanes(dtype.type(0))
-    wide_d, wide_e = wide(totals, d), wide(totals, e)
-    key_stays, value_stays = in_place(key, totals, 0), in_place(value, totals, e)
+    wide_d, wide_e = wide(totals, units(pairs, d)), wide(totals, e)
+    key_stays = lie_in_pairs(key, d) if pairs else in_place(key, totals, 0)
+    value_stays = not pairs and in_place(value, totals, e)
     query_block, turned = np.zeros((QUERIES, wide_d), dtype), np.zeros((wide_d, QUERIES), dtype)
     key_block = np.zeros((0 if key_stays else KEYS, wide_d), dtype)
     value_block = np.zeros((0 if value_stays else KEYS, wide_e), dtype)
@@ -134,7 +169,7 @@ def forward(work, query, key, value, mask, bias, lengths, sizes, causal, scale, 
         i_b, i_h, block = item // (h * query_blocks), item // query_blocks % h, item % query_blocks
         first_t = part(t, step, query_blocks, block)
         queries = part(t, step, query_blocks, block + 1) - first_t
-        load_queries(query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d, scale)
+        load_queries(pairs, query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d, scale)
         shift[:], total[:], sums[:] = -np.inf, 0, 0
         end = visible_end(min(lengths[i_b], s), causal, first_t + queries - 1, sizes)
         for key_part in range(key_blocks):
@@ -142,22 +177,19 @@ def forward(work, query, key, value, mask, bias, lengths, sizes, causal, scale, 
             keys = min(part(s, 8, key_blocks, key_part + 1), end) - first_s
             if keys <= 0:
                 break
-            k, k_row = rows_of(key, key_block, key_stays, corner(key, i_b, i_h, first_s), keys, d)
-            v, v_row = rows_of(value, value_block, value_stays, corner(value, i_b, i_h, first_s), keys, e)
+            k, k_row = rows_of(pairs, key, key_block, key_stays, corner(key, i_b, i_h, first_s), keys, d)
+            v_at = corner(value, i_b, i_h, first_s)
+            v, v_row = rows_summed(pairs, value, value_block, value_stays, v_at, keys, e)
             at = (i_b, i_h, first_t, first_s)
-            score_tile(scores, turned, k, k_row, mask, bias, causal, scale, at, sizes, queries, keys)
-            for i in range(0, queries, step):
-                online_softmax(
-                    factor, scores.ctypes.data + i * size, QUERIES * size, keys, shift.ctypes.data + i * size,
-                    total.ctypes.data + i * size, rescale.ctypes.data + i * size,
-                )  # fmt: skip
+            score_tile(pairs, scores, turned, k, k_row, mask, bias, causal, scale, at, sizes, queries, keys)
+            weigh(pairs, factor, scores, queries, keys, shift, total, rescale)
             if key_part > 0:
                 for i in range(queries):
                     if rescale[i] != 1:
                         sums[i] *= rescale[i]
-            multiply(
-                dtype.type(0), scores.ctypes.data, size, QUERIES * size, v, v_row, sums.ctypes.data, wide_e * size,
-                queries, e, keys, key_part,
+            multiply_units(
+                pairs, dtype.type(0), scores.ctypes.data, size, QUERIES * size, v, v_row, sums.ctypes.data,
+                wide_e * size, queries, e, units(pairs, keys), key_part,
             )  # fmt: skip
         for i in range(queries):
             sums[i] *= dtype.type(1) / total[i] if total[i] != 0 else dtype.type(0)

@@ -72,6 +72,7 @@ read_float32 = _reader("read_float32", ir.FloatType(), types.float32, lambda _, 
 read_float64 = _reader("read_float64", ir.DoubleType(), types.float64, lambda _, x: x)
 read_bfloat16 = _reader("read_bfloat16", ir.IntType(16), types.float32, _bfloat16_to_float32)
 read_float16 = _reader("read_float16", ir.HalfType(), types.float32, lambda b, x: b.fpext(x, ir.FloatType()))
+read_bits = _reader("read_bits", ir.IntType(16), types.int32, lambda b, x: b.zext(x, ir.IntType(32)))
 read_byte = _reader("read_byte", ir.IntType(8), types.int64, lambda b, x: b.zext(x, ir.IntType(64)))
 
 
@@ -104,6 +105,8 @@ def _float32_to_bfloat16(builder, value):
 write_float32 = _writer("write_float32", types.float32, lambda _, x: x)
 write_float64 = _writer("write_float64", types.float64, lambda _, x: x)
 write_bfloat16 = _writer("write_bfloat16", types.float32, _float32_to_bfloat16)
+write_bits = _writer("write_bits", types.int32, lambda b, x: b.trunc(x, ir.IntType(16)))
+write_pair = _writer("write_pair", types.int32, lambda _, x: x)
 write_float16 = _writer("write_float16", types.float32, lambda b, x: b.fptrunc(x, ir.HalfType()))
 
 

@@ -7,7 +7,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from saccade.kernels.numba.compilation import jit
-from saccade.kernels.numba.vectors import BYTES, I64, WIDE, Emitter, lanes
+from saccade.kernels.numba.vectors import BYTES, DOTS, I64, WIDE, Emitter, lanes
 
 # Rows of a tile that is so many vectors wide: sums, a row of B and one number of A are to fit the registers. This does
 # not change results: each element is one chain of fused multiply-adds over k, whatever the tile.
@@ -16,17 +16,25 @@ ROWS = (0, 8, 8, 8, 6) if WIDE else (0, 6, 6)
 
 @intrinsic
 def _tile(typingctx, zero, vectors, a, b, c, rows, depth, a_row, a_step, b_step, c_row, accumulate):
-    """c[:rows, :vectors] (+)= a[:rows, :depth] @ b[:depth, :vectors], at most ROWS[vectors] rows; strides in bytes."""
+    """c[:rows, :vectors] (+)= a[:rows, :depth] @ b[:depth, :vectors], at most ROWS[vectors] rows; strides in bytes.
+
+    ``zero`` is of the operands' dtype. An int32 is a pair of bfloat16 numbers, two steps of the sum, and sums are
+    float32 then; without ``DOTS`` there is no such product.
+    """
 
     def codegen(context, builder, signature, arguments):
         _, chosen, *others = arguments
+        if signature.args[0] == types.int32 and not DOTS:
+            return context.get_dummy_value()
         after = builder.function.append_basic_block("tile.end")
         which = builder.switch(chosen, after)
         for vectors in range(1, len(ROWS)):
             case = builder.function.append_basic_block("tile")
             which.add_case(vectors, case)
             builder.position_at_end(case)
-            _emit_tile(Emitter(builder, signature.args[0]), vectors, *others)
+            emit = Emitter(builder, signature.args[0])
+            add = emit.dot if signature.args[0] == types.int32 else emit.fma
+            _emit_tile(emit, add, vectors, *others)
             builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
@@ -34,7 +42,7 @@ def _tile(typingctx, zero, vectors, a, b, c, rows, depth, a_row, a_step, b_step,
     return types.void(zero, *[types.intp] * 11), codegen
 
 
-def _emit_tile(emit, vectors, a, b, c, rows, depth, a_row, a_step, b_step, c_row, accumulate):
+def _emit_tile(emit, add, vectors, a, b, c, rows, depth, a_row, a_step, b_step, c_row, accumulate):
     # Rows beyond those that are there are the last one again, so that nothing else is read or written.
     builder = emit.builder
     step = emit.size * emit.lanes
@@ -66,7 +74,7 @@ def _emit_tile(emit, vectors, a, b, c, rows, depth, a_row, a_step, b_step, c_row
         updated = []
         for r, a_address in enumerate(a_rows):
             element = emit.splat(emit.load(builder.add(a_address, at_a), emit.number))
-            updated += [emit.fma(element, columns[v], sums[r * vectors + v]) for v in range(vectors)]
+            updated += [add(element, columns[v], sums[r * vectors + v]) for v in range(vectors)]
         return [builder.add(at_a, a_step), builder.add(at_b, b_step), *updated]
 
     _, _, *sums = emit.loop(depth, [I64(0), b, *sums], body)
@@ -93,7 +101,8 @@ def multiply(zero, a, a_row, a_step, b, b_step, c, c_row, rows, columns, depth, 
     """c[:rows, :columns] (+)= A @ b[:depth, :columns], A[i, k] at address a + i · a_row + k · a_step.
 
     a, b and c are addresses of numbers of the dtype of ``zero``, strides are in bytes; the elements of a row of b or
-    c are neighbours. Whole vectors of b and c are read and written: both must have ``wide`` columns.
+    c are neighbours. Whole vectors of b and c are read and written: both must have ``wide`` columns. Of int32, a and b
+    are pairs of bfloat16 along k, ``depth`` of them, and c is float32.
     """
     size = lanes(zero)
     left, at = (columns + size - 1) // size, 0

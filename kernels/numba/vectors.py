@@ -15,17 +15,34 @@ from numba.extending import intrinsic
 from saccade.kernels.numba.compilation import jit
 
 # Registers of 64 (AVX-512) or 32 bytes; elsewhere LLVM cuts 32 into what there is.
-WIDE = llvm.get_host_cpu_features().get("avx512f", False)
+_FEATURES = llvm.get_host_cpu_features()
+WIDE = _FEATURES.get("avx512f", False)
+DOTS = WIDE and _FEATURES.get("avx512bf16", False)  # whether two bfloat16 products are one instruction
 BYTES = 64 if WIDE else 32
 I64 = ir.IntType(64)
 
 
+class _BFloat(ir.Type):
+    """LLVM's ``bfloat``, which llvmlite does not name."""
+
+    def _to_string(self):
+        return "bfloat"
+
+    __str__ = _to_string
+
+    def __eq__(self, other):
+        return isinstance(other, _BFloat)
+
+    def __hash__(self):
+        return hash(_BFloat)
+
+
 class Emitter:
-    """Vectors of one dtype in an IR builder."""
+    """Vectors of one dtype in an IR builder; of int32, they are of float32 and hold pairs of bfloat16 at places."""
 
     def __init__(self, builder, dtype):
         self.builder: Any = builder
-        single = dtype == types.float32
+        single = dtype in (types.float32, types.int32)
         self.size = 4 if single else 8
         self.lanes = BYTES // self.size
         self.number = ir.FloatType() if single else ir.DoubleType()
@@ -69,6 +86,24 @@ class Emitter:
         module = self.builder.module
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
         return self.builder.call(module.globals.get(name) or ir.Function(module, kind, name), [a, b, c])
+
+    def dot(self, a, b, c):
+        """c + the two products of each pair of bfloat16 numbers; those too small to be normal are taken as 0."""
+        name, halves = "llvm.x86.avx512bf16.dpbf16ps.512", ir.VectorType(_BFloat(), 2 * self.lanes)
+        kind = ir.FunctionType(self.vector, [self.vector, halves, halves])
+        function = self.builder.module.globals.get(name) or ir.Function(self.builder.module, kind, name)
+        return self.builder.call(function, [c, self.builder.bitcast(a, halves), self.builder.bitcast(b, halves)])
+
+    def narrow(self, x):
+        """Numbers rounded to bfloat16, as 16-bit integers."""
+        b, bits = self.builder, ir.VectorType(ir.IntType(16), self.lanes)
+        return b.bitcast(b.fptrunc(x, ir.VectorType(_BFloat(), self.lanes)), bits)
+
+    def paired(self, low, high):
+        """Two vectors of 16-bit integers as pairs, the former in the low bits."""
+        b = self.builder
+        high = b.shl(b.zext(high, self.integers), self.constant(16, self.integers))
+        return b.or_(b.zext(low, self.integers), high)
 
     def exp2(self, x):
         """2ˣ for x up to 2⁷ or 2¹⁰, within 2 units in the last place; 0 where that is too small to be normal, since
