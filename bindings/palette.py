@@ -22,7 +22,10 @@ class Palette:
         if not ((centers >= 0) & (centers <= 255)).all():
             raise ValueError("Palette: centers outside 0…255 or not finite, expected levels of red, green and blue")
         self._grid_centers = np.round(centers * GRID).astype(np.int32)
-        self.inertia = None
+        self.inertia, self._table = None, None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_table": None}  # 32 MB that are quickly made anew
 
     @property
     def centers(self):
@@ -83,14 +86,21 @@ class Palette:
     def encode(self, images):
         """The index of the nearest colour of each pixel, uint8 (…, 3) -> int32 (…); the lowest among equals.
 
-        A tensor gives a tensor, computed where it lies.
+        A tensor gives a tensor, computed where it lies. The first pictures in NumPy's arrays wait for a table of all
+        2²⁴ colours, 32 MB, which the palette keeps.
         """
         images = _checked_images("Palette.encode", images, ("cupy", "torch"), empty=True)
         if framework_of(images) == "torch":
             from saccade.torch.palette import assign
 
             return assign(images, self._grid_centers)
-        return _kernels_of(images).encode(images, self._grid_centers)
+        if framework_of(images) == "cupy":
+            return _kernels_of(images).encode(images, self._grid_centers)
+        from saccade.kernels.numba import palette as kernels
+
+        if self._table is None:
+            self._table = kernels.table(self._grid_centers)
+        return kernels.encode(images, self._table)
 
     def decode(self, tokens):
         """The colours of tokens, integers (…) -> uint8 (…, 3), rounded half to even."""

@@ -173,9 +173,9 @@ def in_a_process_with_torch(program):
 
 @pytest.fixture
 def torchs_openmp():
-    torch = pytest.importorskip("torch")
-    if not threads._openmp_of(torch):
-        pytest.skip("torch has no OpenMP of its own here")
+    pytest.importorskip("torch").ones(1)
+    if not threads.loaded_openmp():
+        pytest.skip("torch has no OpenMP of GNU's here")
 
 
 def test_threads_of_torchs_openmp_help_where_it_is_loaded(torchs_openmp):
@@ -209,6 +209,31 @@ parallel_for(count, 64, 1, counts, ones)
 print((counts == 1).all(), len(threads._team.threads))
 """
     assert in_a_process_with_torch(program) == "True 1"
+
+
+def test_threads_of_another_librarys_openmp_help_as_well():
+    """Whichever is imported first or last; faiss brings one."""
+    pytest.importorskip("faiss")
+    program = """
+import sys, threading
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from saccade.kernels.numba import threads
+from test_numba_threads import count, helped
+threads.set_threads(2)
+ones, counts, came = np.ones(64, np.int64), np.zeros(64, np.int64), np.zeros(1, np.int64)
+threads.parallel_for(count, 64, 1, counts, ones)
+before = len(threads._team.threads)
+import faiss
+faiss.omp_set_num_threads(2)
+threads.set_threads(2)
+threads.parallel_for(helped, 2, 1, came)
+print("torch" in sys.modules, before, came[0], len(threads._team.threads), threading.active_count())
+"""
+    command = [sys.executable, "-P", "-c", program, os.path.dirname(__file__)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False 1 1 0 1"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from saccade.kernels.numba import palette as kernels, threads
+from saccade.kernels.numba import palette as kernels, palette_counts, threads
 from saccade.palette import GRID, Palette
 from saccade.reference import palette as definition
 from saccade.testing.inputs import assign_inputs
@@ -53,6 +53,50 @@ def test_a_step_never_raises_the_cost(inputs):
         # rounding a mean to the grid moves it by at most half a unit per channel
         assert now <= cost + 3 * (0.5 / GRID) ** 2
         cost, centers = now, definition.update(colors, counts, assignment, centers)
+
+
+def _edges():
+    """Every corner of the cube and of cells, and the colours beside them."""
+    levels = np.array([0, 7, 8, 31, 32, 127, 128, 255], np.uint8)
+    return np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("k", [1, 2, 64, 65, 512])
+@pytest.mark.parametrize("kind", ["anywhere", "on colours", "twice", "close together", "at a corner"])
+def test_centres_that_cells_leave_out_are_nearest_to_none_of_their_colours(k, kind):
+    rng = np.random.default_rng(k)
+    centers = rng.integers(0, 255 * GRID + 1, (k, 3))
+    if kind == "on colours":
+        centers = GRID * rng.integers(0, 256, (k, 3))
+    elif kind == "twice":
+        centers = np.tile(centers[: -(-k // 2)], (2, 1))[:k]
+    elif kind == "close together":
+        centers = 100 * GRID + rng.integers(0, 3, (k, 3))
+    elif kind == "at a corner":
+        centers = 255 * GRID - rng.integers(0, 40 * GRID, (k, 3))
+    colors = np.concatenate([_edges(), rng.integers(0, 256, (2000, 3)), _edges()[:7]]).astype(np.uint8)
+    found = definition.assign(colors, centers)
+    assert np.array_equal(kernels.assign(colors, centers), found)
+    assert np.array_equal(kernels.encode(colors, kernels.table(centers)), found)
+
+
+def test_a_tie_at_the_corner_of_a_cell_goes_to_the_lowest_index():
+    """Where the least distance of one centre to a cell is the largest of another, at the same colour."""
+    centers = GRID * np.array([[11, 11, 11], [3, 3, 3]])
+    colors = np.array([[7, 7, 7], [6, 7, 7], [8, 7, 7]], np.uint8)
+    for module in (definition, kernels):
+        assert module.assign(colors, centers).tolist() == [0, 1, 0]
+
+
+def test_many_pixels_are_counted_the_same_way(monkeypatch):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (70_000, 3)).astype(np.uint8)
+    pixels[:50_000] //= 32  # some colours often
+    expected = definition.unique_colors(pixels)
+    for largest in (palette_counts._LARGEST, 1):
+        monkeypatch.setattr(palette_counts, "_LARGEST", largest)
+        for mine, true in zip(kernels.unique_colors(pixels), expected, strict=True):
+            assert np.array_equal(mine, true) and mine.dtype == true.dtype
 
 
 def test_update_by_hand():

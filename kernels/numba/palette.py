@@ -1,9 +1,7 @@
 """The palette on CPUs: the same integers as ``saccade.reference.palette``, bit for bit.
 
-A colour's distances are first computed in float32, where processors have vectors; differences are exact there, and
-three roundings move a sum of squares by less than 2⁻²² of itself. Centres that this cannot tell from the nearest are
-compared in int64. Nothing is carried over from one colour to the next, so the result does not depend on where a thread
-begins.
+Lloyd's steps go through colours cell by cell of the cube (``palette_cells``): which centres a cell's colours can be
+nearest to is found anew in each step, so that nothing is carried over, and nothing depends on where a thread begins.
 """
 
 # An intrinsic is called without the typing context it is defined with.
@@ -12,52 +10,42 @@ begins.
 import numpy as np
 
 from saccade.kernels.numba.compilation import jit
-from saccade.kernels.numba.mathematics import bits_of, float_of
+from saccade.kernels.numba.palette_cells import COARSE, FINE, GRID, SPREAD, assign_cells, columns, fill_table, group
+from saccade.kernels.numba.palette_counts import count_colors, counted_colors, unique_colors
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
-from saccade.kernels.numba.vectors import widest_vectors
 
-GRID = 4096
-_GRAIN = 256
-_MARGIN = np.float32(1 + 2.0**-20)
+__all__ = [
+    "assign", "count_colors", "counted_colors", "decode", "encode", "fit", "inertia", "initial_centers", "table",
+    "unique_colors", "update",
+]  # fmt: skip
 
-
-def unique_colors(images):
-    """The distinct colours of uint8 (…, 3), sorted by 24-bit value, and how often each occurs."""
-    return counted_colors(count_colors(images, np.zeros(1 << 24, np.int64)))
-
-
-def count_colors(images, histogram):
-    """Add every pixel of uint8 (…, 3) to ``histogram``, int64 by 24-bit value; the histogram."""
-    _count(np.ascontiguousarray(images).reshape(-1, 3), histogram)
-    return histogram
-
-
-def counted_colors(histogram):
-    """The distinct colours that a histogram holds, and how often each occurs."""
-    codes = np.flatnonzero(histogram)
-    colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], -1).astype(np.uint8)
-    return colors, histogram[codes]
+_GRAIN = 4096  # colours
+_PARTS = 16
 
 
 def assign(colors, centers):
-    """The nearest centre of each colour, (…, 3) -> (…) int32; the lowest index among equals.
-
-    Centres are on the grid of 0…255, whose differences float32 holds.
-    """
+    """The nearest centre of each colour, (…, 3) -> (…) int32; the lowest index among equals."""
     flat = np.ascontiguousarray(colors).reshape(-1, 3)
     assignment = np.empty(len(flat), np.int32)
-    columns = np.ascontiguousarray(np.asarray(centers, np.int64).T)
-    parallel_for(_assign, len(flat), _GRAIN, flat, columns, columns.astype(np.float32), assignment)
+    grouped = _Grouped(flat)
+    assignment[grouped.order] = grouped.assign(centers)
     return assignment.reshape(np.shape(colors)[:-1])
 
 
-def encode(images, centers):
-    """The index of the nearest centre of each pixel, uint8 (…, 3) -> int32 (…): one look for each distinct colour."""
-    codes = (images.astype(np.int32) @ np.array([65536, 256, 1], np.int32)).ravel()
-    distinct, inverse = np.unique(codes, return_inverse=True)
-    colors = np.stack([distinct >> 16, distinct >> 8 & 255, distinct & 255], -1).astype(np.uint8)
-    return assign(colors, centers)[inverse].reshape(images.shape[:-1])
+def table(centers):
+    """The nearest of at most 65,536 centres for every colour: what ``encode`` looks up."""
+    found = np.empty(1 << 24, np.uint16)
+    parallel_for(fill_table, COARSE, 1, len(centers), columns(centers), SPREAD, found)
+    return found
+
+
+def encode(images, table):
+    """The index of the nearest centre of each pixel, uint8 (…, 3) -> int32 (…), from their ``table``."""
+    flat = np.ascontiguousarray(images).reshape(-1, 3)
+    tokens = np.empty(len(flat), np.int32)
+    parallel_for(_look_up, -(-len(flat) // _GRAIN), 4, flat, SPREAD, table, tokens)
+    return tokens.reshape(images.shape[:-1])
 
 
 def decode(tokens, colors):
@@ -67,18 +55,49 @@ def decode(tokens, colors):
 
 def update(colors, counts, assignment, centers):
     """Each centre moved to the mean of its pixels, rounded half up to the grid; empty ones stay."""
-    return _update(np.ascontiguousarray(colors), counts, assignment, np.ascontiguousarray(centers, np.int32))
+    return _moved(np.ascontiguousarray(np.asarray(colors).T), counts, assignment, np.asarray(centers, np.int32))
 
 
 def fit(colors, counts, centers, *, iterations=100):
     """Lloyd's algorithm from ``centers``; the centres and the assignment to them."""
-    centers = np.array(centers, np.int32)
+    centers, grouped = np.array(centers, np.int32), _Grouped(np.ascontiguousarray(colors))
+    counts = counts[grouped.order]
     for _ in range(iterations):
-        moved = update(colors, counts, assign(colors, centers), centers)
+        moved = _moved(grouped.planes, counts, grouped.assign(centers), centers)
         if np.array_equal(moved, centers):
             break
         centers = moved
-    return centers, assign(colors, centers)
+    assignment = np.empty(len(colors), np.int32)
+    assignment[grouped.order] = grouped.assign(centers)
+    return centers, assignment
+
+
+class _Grouped:
+    """Colours, uint8 (n, 3), sorted by cells of the cube: in ``planes``, (3, n), from places ``order``."""
+
+    def __init__(self, colors):
+        self.starts = np.zeros(COARSE * FINE + 1, np.int64)
+        self.order, self.planes = np.empty(len(colors), np.int64), np.empty((3, len(colors)), np.uint8)
+        group(colors, self.starts, self.order, self.planes)
+
+    def assign(self, centers):
+        """The nearest centre of each, in this order."""
+        assignment = np.empty(len(self.order), np.int32)
+        runs = max(1, min(COARSE, len(self.order) // _GRAIN))
+        cells = self.starts, self.planes, len(centers), columns(centers)
+        parallel_for(assign_cells, COARSE, COARSE // runs, *cells, assignment)
+        return assignment
+
+
+def _moved(planes, counts, assignment, centers):
+    """``update`` of colours (3, n): parts of them are added up by themselves, for threads to share."""
+    n, k = planes.shape[1], len(centers)
+    sums = np.zeros((max(1, min(_PARTS, n // max(4 * k, _GRAIN))), k, 4), np.int64)
+    parallel_for(_add_up, len(sums), 1, planes, counts, assignment, sums)
+    sums = sums.sum(0)
+    totals, weights = sums[:, :3], sums[:, 3:]
+    filled = np.maximum(weights, 1)
+    return np.where(weights > 0, (2 * GRID * totals + filled) // (2 * filled), centers).astype(np.int32)
 
 
 def inertia(colors, counts, assignment, centers):
@@ -103,72 +122,24 @@ def initial_centers(colors, counts, k, seed):
 
 
 @jit
-def _count(rgb, histogram):
-    for i in range(rgb.shape[0]):
-        histogram[np.int64(rgb[i, 0]) << 16 | np.int64(rgb[i, 1]) << 8 | np.int64(rgb[i, 2])] += 1
+def _look_up(work, rgb, spread, table, tokens):
+    n = rgb.shape[0]
+    for part in shared(offer(work)):
+        for i in range(part * _GRAIN, min((part + 1) * _GRAIN, n)):
+            tokens[i] = table[spread[0, rgb[i, 0]] | spread[1, rgb[i, 1]] | spread[2, rgb[i, 2]]]
 
 
 @jit
-def _assign(work, colors, centers, rounded, assignment):
-    k = centers.shape[1]
-    distances = np.empty(k, np.float32)
-    for i in shared(offer(work)):
-        r, g, b = GRID * np.int64(colors[i, 0]), GRID * np.int64(colors[i, 1]), GRID * np.int64(colors[i, 2])
-        most = _distances(distances, rounded, np.float32(r), np.float32(g), np.float32(b)) * _MARGIN
-        near, best = _within(distances, most)
-        if near > 1:
-            best, nearest = -1, np.int64(1) << 62
-            for j in range(k):
-                if distances[j] <= most:
-                    x, y, z = r - centers[0, j], g - centers[1, j], b - centers[2, j]
-                    distance = x * x + y * y + z * z
-                    if distance < nearest:
-                        best, nearest = j, distance
-        assignment[i] = best
-
-
-@jit
-def _distances(distances, centers, r, g, b):
-    """Fill in the squared distances to all centres; the smallest."""
-    widest_vectors()
-    xs, ys, zs = centers[0], centers[1], centers[2]
-    smallest = np.int32(0x7F800000)  # as an integer: those of positive numbers are in the same order
-    for j in range(distances.shape[0]):
-        x, y, z = r - xs[j], g - ys[j], b - zs[j]
-        distance = x * x + y * y + z * z
-        distances[j] = distance
-        bits = bits_of(distance)
-        smallest = bits if bits < smallest else smallest
-    return float_of(smallest)
-
-
-@jit
-def _within(distances, most):
-    """How many centres are no farther than ``most``, and the sum of their indices, which is the index if one is."""
-    widest_vectors()
-    near, indices = np.int32(0), np.int32(0)
-    for j in range(distances.shape[0]):
-        counts = np.int32(distances[j] <= most)
-        near = np.int32(near + counts)
-        indices = np.int32(indices + np.int32(counts * np.int32(j)))
-    return near, indices
-
-
-@jit
-def _update(colors, counts, assignment, centers):
-    k = centers.shape[0]
-    totals, weights = np.zeros((k, 3), np.int64), np.zeros(k, np.int64)
-    for i in range(colors.shape[0]):
-        j = assignment[i]
-        weights[j] += counts[i]
-        for c in range(3):
-            totals[j, c] += counts[i] * np.int64(colors[i, c])
-    moved = centers.copy()
-    for j in range(k):
-        if weights[j] > 0:
+def _add_up(work, planes, counts, assignment, sums):
+    """sums[part] = for each centre what its pixels' levels and their number add up to."""
+    n, parts = planes.shape[1], sums.shape[0]
+    for part in shared(offer(work)):
+        own = sums[part]
+        for i in range(n * part // parts, n * (part + 1) // parts):
+            j, count = assignment[i], counts[i]
+            own[j, 3] += count
             for c in range(3):
-                moved[j, c] = (2 * GRID * totals[j, c] + weights[j]) // (2 * weights[j])
-    return moved
+                own[j, c] += count * np.int64(planes[c, i])
 
 
 @jit

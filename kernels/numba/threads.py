@@ -2,9 +2,10 @@
 
 The kernels release the GIL, so plain Python threads run them side by side. numba's own threading layers are
 not used: its OpenMP layer kills a forked child, its workqueue aborts when two threads call at once, and TBB
-is not found where pip puts it. But where torch is loaded, the threads of its OpenMP help instead: they go on looking
-for work for a while after each of torch's operations, on the processors that threads of ours would need. Each kernel
-computes an item the same way whoever takes it, so results have the same bits for any number of threads.
+is not found where pip puts it. But where a library has loaded GNU's OpenMP, as torch, faiss and scikit-learn do, its
+threads help instead: they go on looking for work for a while after each of that library's operations, on the processors
+that threads of ours would need. Each kernel computes an item the same way whoever takes it, so results have the same
+bits for any number of threads.
 """
 
 import atexit
@@ -27,7 +28,8 @@ RUNS = 8  # of items for each thread, so that one that is slowed down takes fewe
 
 _threads = config.NUMBA_NUM_THREADS
 _team: Any = None
-_openmp: Any = None  # torch's, or False where there is none to use
+_openmp: Any = None  # that of a library, or False where none is ever to be used
+_modules = 0  # how many were imported when it was looked for
 
 
 def get_threads():
@@ -134,25 +136,30 @@ def _forget():
 
 
 def _pool(threads):
-    """The address of ``GOMP_parallel`` if torch's OpenMP has as many threads, or 0."""
-    global _openmp
-    if _openmp is None and (torch := sys.modules.get("torch")) is not None:
-        _openmp = _openmp_of(torch)
+    """The address of ``GOMP_parallel`` if an OpenMP with as many threads is loaded, or 0."""
+    global _openmp, _modules
+    if _openmp is not False and len(sys.modules) != _modules:
+        _openmp, _modules = loaded_openmp(), len(sys.modules)
     if not _openmp or _openmp.omp_get_max_threads() != threads:
         return 0
     return ctypes.cast(_openmp.GOMP_parallel, ctypes.c_void_p).value or 0
 
 
-def _openmp_of(torch):
-    folder = Path(getattr(torch, "__file__", None) or "nowhere").with_name("lib")
-    for path in sorted(folder.glob("libgomp*.so*")):
+def loaded_openmp():
+    """GNU's OpenMP that a library has loaded, torch's before that of others, or None."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    paths = {Path(line.split(maxsplit=5)[-1]) for line in maps.splitlines() if "libgomp" in line}
+    for path in sorted(paths, key=lambda path: (path.parts[-3:-1] != ("torch", "lib"), path)):
         try:
             library = ctypes.CDLL(str(path))
         except OSError:
             continue
         if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_max_threads"):
             return library
-    return False
+    return None
 
 
 os.register_at_fork(after_in_child=_forget)  # threads do not survive a fork
