@@ -183,3 +183,15 @@ def test_the_command_shows_every_variant_and_writes_them(tmp_path):
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in VARIANTS) and "151,277,313" in done.stdout
     assert json.loads((tmp_path / "m.json").read_text()) == table()
+
+
+def test_the_page_of_the_papers_runs_is_what_its_command_prints():
+    from saccade.bench import scale
+
+    page = Path(__file__).parents[1] / "bench" / "SCALE.md"
+    assert page.read_text(encoding="utf-8") == scale.report()
+    clip_run, giant = scale.runs()
+    assert clip_run.steps == 390_625 and clip_run.share == 128 and giant.share == 64
+    # 6 parameters a token of the matrices of 24 blocks of 1,024, forwards and backwards, and little else
+    tokens = clip_run.share * (257 * 24 * 12 * 1024**2 + 77 * 12 * 12 * 768**2)
+    assert clip_run.seconds()["products but attention's"] == pytest.approx(6 * tokens / scale.PRODUCTS, rel=0.01)

@@ -55,7 +55,8 @@ def test_captions_are_learned(pairs, tmp_path, preset):
     # a third of a batch has the same colour: telling colours leaves about log(12 / 3)
     assert found[-1] < 0.8 * found[0]
     model, facts = saved.load(tmp_path / "model.safetensors")
-    assert facts == {"tokenizer": "bytes"} and (model.config.logit_bias is None) == (preset == "clip-tiny")
+    assert facts == {"tokenizer": "bytes", "objective": "contrastive", "samples": 720}
+    assert (model.config.logit_bias is None) == (preset == "clip-tiny")
 
 
 def batch_of(count):
@@ -184,7 +185,7 @@ def test_a_clip_goes_on_at_a_higher_resolution(pairs, tmp_path):
         pairs, tmp_path / "high", training=training, optimization=dict(peak=0.0, weight_decay=0.0), **options
     )
     after, facts = saved.load(tmp_path / "high" / "model.safetensors")
-    assert facts == {"tokenizer": "bytes"} and after.config.image.image_size == 16
+    assert facts["tokenizer"] == "bytes" and after.config.image.image_size == 16
     resized, _ = vit.resize(before.image.numpy_parameters(), before.config.image, 16, method="antialiased")
     for name, x in after.image.numpy_parameters().items():
         assert np.array_equal(x, resized[name]), name

@@ -241,3 +241,46 @@ def test_cuts_by_hand():
     for mirror, firsts in ((False, {0}), (True, {0, 1})):
         whole = [cuts.random_area(ramp, 16, rng, least=1, mirror=mirror)[8, :, 0].astype(int) for _ in range(20)]
         assert {int(row[0] > row[-1]) for row in whole} == firsts and all(90 < np.ptp(row) < 100 for row in whole)
+
+
+def _saved(folder, **columns):
+    """A data set of Hugging Face's on a disk, with the features of the columns that are named for theirs."""
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_dict(columns)
+    made = made.cast_column(next(iter(columns)), datasets.Image())
+    if "label" in columns:
+        made = made.cast_column("label", datasets.ClassLabel(names=["ant", "cat"]))
+    made.save_to_disk(folder)
+    return folder
+
+
+def test_data_sets_of_hugging_face(tmp_path):
+    pictures = [
+        {"bytes": png(10), "path": None},
+        {"bytes": b"no picture", "path": None},
+        {"bytes": png(30), "path": None},
+    ]
+    source = open_source(_saved(tmp_path / "one", image=pictures, label=[1, 0, 0], text=["a cat", "b", " "]))
+    assert source.classes == ["ant", "cat"] and len(source) == 3
+    sample = source.read(0)
+    assert sample.label == 1 and sample.caption == "a cat" and sample.picture[0, 0, 0] == 10
+    levels, broken = read_all(source)
+    assert levels == [10] and sorted(broken) == [f"{tmp_path / 'one'}[1]", f"{tmp_path / 'one'}[2]"]
+    assert open_source(tmp_path / "one", caption_column="text").read(0).caption == "a cat"
+    plain = open_source(_saved(tmp_path / "two", img=pictures[:1]))
+    assert plain.classes is None and plain.read(0).caption is None
+
+
+def test_what_a_data_set_does_not_say_is_asked_for(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    folder = _saved(tmp_path / "one", scan=[{"bytes": png(10), "path": None}])
+    with pytest.raises(ValueError, match="has the columns scan: which of them is the image"):
+        open_source(folder)
+    assert open_source(folder, image_column="scan").read(0).picture[0, 0, 0] == 10
+    with pytest.raises(ValueError, match="has the columns scan, not 'words'"):
+        open_source(folder, image_column="scan", caption_column="words")
+    with pytest.raises(ValueError, match="expected hf:owner/name:split"):
+        open_source("hf:owner/name")
+    datasets.DatasetDict({"train": datasets.load_from_disk(folder)}).save_to_disk(tmp_path / "splits")
+    with pytest.raises(ValueError, match="holds the splits train: name the folder of one"):
+        open_source(tmp_path / "splits")

@@ -31,6 +31,20 @@ def test_numbers_are_those_of_the_recipes_and_known_ones_are_not_computed_again(
     assert evaluate.run([folder / "clip", folder / "token"], sets, tmp_path, **options) == found
 
 
+def test_zero_shot_is_compared_with_the_probe_of_a_baseline(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(evaluate, "differences", lambda found, whom: drawn.update(found, whom=whom) or "")
+    scores = {"few-shot": {}, "zero-shot": None, "linear probe": 0.5}
+    found = {
+        "a/resnet": {"GFLOPs": 1.0, "sets": {"one": scores}},
+        "a/clip": {"GFLOPs": 2.0, "sets": {"one": scores | {"zero-shot": 0.75, "linear probe": 0.9}}},
+    }
+    evaluate.page(found, ["one"], "a/resnet")
+    assert drawn == {"a/clip": {"one": 0.25}, "whom": "the features of resnet"}
+    evaluate.page(found, ["one"])
+    assert drawn == {"a/clip": {"one": pytest.approx(-0.15)}, "whom": "the same features"}
+
+
 def test_a_model_without_words_has_one_figure_less(folder, tmp_path):
     evaluate.run([folder / "mean"], {"one": (folder / "train.npz", folder / "test.npz")}, tmp_path, shots=(1,))
     assert (tmp_path / "index.html").read_text().count("<figure>") == 1
@@ -40,7 +54,12 @@ def test_from_the_command_line(folder, tmp_path):
     data = f"one={folder / 'train.npz'}:{folder / 'test.npz'}"
     done = command("evaluate", folder / "token", "--data", data, "--shots", 1, "--out", "page", where=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "page" / "results.json").read_text())[str(folder / "token")]["GFLOPs"] > 0
+    kept = json.loads((tmp_path / "page" / "results.json").read_text())
+    assert kept["models"][str(folder / "token")]["GFLOPs"] > 0
+    done = command("evaluate", folder / "token", "--data", data, "--shots", 2, "--out", "page", where=tmp_path)
+    assert done.returncode == 1 and "expected another folder for" in done.stderr
+    done = command("evaluate", folder / "token", "--data", data, "--baseline", "other", where=tmp_path)
+    assert done.returncode == 1 and "baseline='other', expected one of the models" in done.stderr
     done = command("evaluate", folder / "token", "--data", "one=two", where=tmp_path)
     assert done.returncode == 1 and "expected NAME=TRAIN:TEST" in done.stderr
     (tmp_path / "page" / "results.json").write_text("{")

@@ -54,7 +54,7 @@ def cost(config):
         return Cost(parameters, picture.tokens, _resnet_flops(picture), _resnet_activations(picture))
     if isinstance(picture, imagegpt.ImageGPTConfig):
         n = picture.length
-        flops = _block_flops(picture, n) + 2 * n * picture.width * picture.colors
+        flops = block_flops(picture, n) + 2 * n * picture.width * picture.colors
         return Cost(parameters, n, flops, _kept(picture, n))
     n, flops = picture.tokens, _vit_flops(picture)
     if isinstance(config, clip.CLIPConfig) and config.projects_images:
@@ -73,7 +73,7 @@ def table():
     return [{"name": name, **asdict(cost(config))} for name, config in VARIANTS.items()]
 
 
-def _block_flops(config, n):
+def block_flops(config, n):
     """All blocks' products with weights, and those of attention: query with key and weight with value."""
     e = config.width
     pairs = n * (n + 1) // 2 if config.causal else n * n
@@ -88,7 +88,7 @@ def _vit_flops(config):
         head += 2 * (2 * e * e + 2 * n * e * e + 2 * n * e) + 2 * 2 * e * config.hidden
     head += 2 * e * (config.representation or 0)
     head += 2 * (config.representation or e) * (config.classes or 0)
-    return patches + _block_flops(config, n) + head
+    return patches + block_flops(config, n) + head
 
 
 def _kept(config, n):

@@ -1,36 +1,33 @@
 """The recipes' commands: options, and what to install; a recipe is imported when its command runs."""
 
-import json
 from pathlib import Path
 
 import typer
 
-from saccade.files import replacing
+from saccade.recipes import judging
+from saccade.recipes.options import (
+    BATCH,
+    CLASSES,
+    DEVICE,
+    EPOCHS,
+    HELD_OUT,
+    LEAST_AREA,
+    LOG_EVERY,
+    MIRROR,
+    MODEL,
+    OUT,
+    PARTS,
+    PRECISION,
+    RATE,
+    SAVE_EVERY,
+    SEED,
+    SET,
+    SOURCE,
+    STEPS,
+    WARM_UP,
+    WORKERS,
+)
 from saccade.recipes.progress import one_sentence
-
-SOURCE = "A folder of pictures, a .csv, .tsv or .jsonl of captions, a .npy or .npz, or tar shards."
-SEED = "Seed of everything that is drawn."
-# the options of every pretrain command
-OUT = typer.Option("run", help="Folder of the run; the same command goes on where an interrupted one stopped.")
-SET = typer.Option([], "--set", help="Change a size of the preset's model, as in width=256; may be repeated.")
-STEPS = typer.Option(None, help="Of the optimiser.")
-EPOCHS = typer.Option(None, help="Instead of steps.")
-BATCH = typer.Option(None, help="Samples a step, over all ranks.")
-PARTS = typer.Option(1, help="Compute a batch in so many parts, to save memory; the loss is that of the whole.")
-RATE = typer.Option(None, help="The learning rate after warm-up.")
-WARM_UP = typer.Option(None, help="Steps of warm-up.")
-PRECISION = typer.Option("float32", help="float32, or bfloat16 or float16 computation with float32 parameters.")
-LEAST_AREA = typer.Option(0.05, help="Share of a picture that a random cut shows at least; 1: no cuts.")
-MIRROR = typer.Option(True, help="Mirror half of the pictures.")
-HELD_OUT = typer.Option(None, help="Like the source: what the model is judged on at every checkpoint.")
-WORKERS = typer.Option(0, help="Processes that read pictures.")
-DEVICE = typer.Option(None, help="cpu or cuda; a GPU if there is one.")
-LOG_EVERY = typer.Option(10, help="Steps.")
-# and of those that judge a model
-MODEL = typer.Argument(help="What a pretrain command wrote: run/model.safetensors.")
-CLASSES = "With a folder of pictures for each class, or arrays with labels: "
-JSON = typer.Option(None, "--json", help="Write the results to this file.")
-SAVE_EVERY = typer.Option(1000, help="Steps from checkpoint to checkpoint.")
 
 
 def add(app):
@@ -39,7 +36,7 @@ def add(app):
     app.add_typer(_pretrain(), name="pretrain")
     _finetune(app)
     _generate(app)
-    _evaluate(app)
+    judging.add(app)
     _visualize(app)
 
 
@@ -151,6 +148,7 @@ def _pretrain():
         source: str = typer.Argument(help=SOURCE + " It must have captions."),
         preset: str = typer.Option("clip-vit-b32", help="As siglip-vit-b16 or clip-tiny; a wrong one lists all."),
         start: str = typer.Option(None, "--continue", help="A CLIP to go on from, as at a higher resolution."),
+        objective: str = typer.Option(None, help="contrastive, bag-of-words or caption; what to learn from pairs."),
         tokenizer: str = typer.Option(None, help="clip (OpenAI's), bytes, or a file of merges."),
         image_column: str = typer.Option(None, help="Of a table: where a row names its picture; image if not given."),
         caption_column: str = typer.Option(None, help="Of a table: where its caption stands; caption if not given."),
@@ -169,7 +167,7 @@ def _pretrain():
             )
             columns = {"image_column": image_column, "caption_column": caption_column}
             columns = {name: column for name, column in columns.items() if column is not None}
-            own = dict(preset=preset, start=start, tokenizer=tokenizer, source_options=columns)
+            own = dict(preset=preset, start=start, objective=objective, tokenizer=tokenizer, source_options=columns)
             pretrain_clip.run(source, out, **own, **settings, **running)
 
     return group
@@ -247,98 +245,6 @@ def _generate(app):
             generate.run(model, out, **sampling, **shown)
 
 
-def _evaluate(app):
-    @app.command(epilog="Example: saccade fewshot run/model.safetensors train test --shots 5 --shots 10")
-    def fewshot(
-        model: Path = MODEL,
-        train: str = typer.Argument(help=CLASSES + "examples are drawn from it."),
-        test: str = typer.Argument(help=CLASSES + "judged on all of it."),
-        shots: list[int] = typer.Option([1, 5, 10, 25], help="Examples of each class; may be repeated."),
-        penalty: list[float] = typer.Option([1024.0], help="Of the least squares; may be repeated."),
-        seeds: int = typer.Option(3, help="How often examples are drawn."),
-        layer: int = typer.Option(None, help="Whose features; the last if not given, ImageGPT's middle."),
-        workers: int = WORKERS, device: str = DEVICE, json_file: Path = JSON,
-    ):  # fmt: skip
-        """How few examples of each class suffice? Least squares from frozen features, in closed form."""
-        with one_sentence("saccade fewshot"):
-            from saccade.recipes import fewshot
-
-            options = dict(shots=shots, penalties=penalty, seeds=seeds, layer=layer, workers=workers, device=device)
-            _keep(json_file, fewshot.run(model, train, test, **options))
-
-    @app.command(epilog='Example: saccade zeroshot run/model.safetensors test --prompts "a photo of a {}."')
-    def zeroshot(
-        model: Path = MODEL,
-        source: str = typer.Argument(help=CLASSES + "their names go into the prompts."),
-        prompts: str = typer.Option("a photo of a {}.", help="One, a file of them, or openai: the paper's 80."),
-        names: Path = typer.Option(None, help="File with what to call each class, one a line, in their order."),
-        workers: int = WORKERS, device: str = DEVICE, json_file: Path = JSON,
-    ):  # fmt: skip
-        """Name pictures that a CLIP was not trained to name, by prompts."""
-        with one_sentence("saccade zeroshot"):
-            from saccade.recipes import zeroshot
-
-            called = None if names is None else names.read_text(encoding="utf-8").splitlines()
-            options = dict(prompts=prompts, names=called, workers=workers, device=device)
-            _keep(json_file, zeroshot.run(model, source, **options))
-
-    @app.command(epilog="Example: saccade recall run/model.safetensors captions.csv")
-    def recall(
-        model: Path = MODEL,
-        source: str = typer.Argument(help=SOURCE + " It must have captions."),
-        top: list[int] = typer.Option([1, 5, 10], help="Among so many best; may be repeated."),
-        workers: int = WORKERS, device: str = DEVICE, json_file: Path = JSON,
-    ):  # fmt: skip
-        """Find the caption of each picture and the picture of each caption: recall among the best k."""
-        with one_sentence("saccade recall"):
-            from saccade.recipes import recall as recipe
-
-            _keep(json_file, recipe.run(model, source, top=top, workers=workers, device=device))
-
-    @app.command(epilog="Example: saccade probe run/model.safetensors train test --picture layers.png")
-    def probe(
-        model: Path = MODEL,
-        train: str = typer.Argument(help=CLASSES + "fitted to it; a fifth is held out to choose by."),
-        test: str = typer.Argument(help=CLASSES + "judged on it."),
-        layer: list[int] = typer.Option(None, help="May be repeated; all if not given."),
-        picture: Path = typer.Option(None, help="Plot of accuracy by layer, a .png."),
-        seed: int = typer.Option(0, help=SEED),
-        workers: int = WORKERS, device: str = DEVICE, json_file: Path = JSON,
-    ):  # fmt: skip
-        """What does each layer know? A linear classifier by L-BFGS on every layer's features."""
-        with one_sentence("saccade probe"):
-            from saccade.recipes import probe
-
-            options = dict(layers=layer or None, seed=seed, picture=picture, workers=workers, device=device)
-            _keep(json_file, probe.run(model, train, test, **options))
-
-    @app.command(epilog="Example: saccade evaluate run/model.safetensors --data digits=train:test --out evaluation")
-    def evaluate(
-        models: list[str] = typer.Argument(help="Checkpoints that recipes wrote."),
-        data: list[str] = typer.Option(help="NAME=TRAIN:TEST, sources with the same classes; may be repeated."),
-        out: Path = typer.Option("evaluation", help="Folder; an interrupted command goes on in it."),
-        shots: list[int] = typer.Option([1, 5, 10], help="Examples of each class; may be repeated."),
-        seeds: int = typer.Option(3, help="How often examples are drawn."),
-        prompts: str = typer.Option("a photo of a {}.", help="Of a CLIP: one, a file of them, or openai."),
-        workers: int = WORKERS, device: str = DEVICE,
-    ):  # fmt: skip
-        """Judge models on data sets: zero-shot, few-shot and by linear probes, on one page."""
-        with one_sentence("saccade evaluate"):
-            from saccade.recipes import evaluate as recipe
-
-            options = dict(shots=shots, seeds=seeds, prompts=prompts, workers=workers, device=device)
-            recipe.run(models, dict(map(_named, data)), out, **options)
-
-
-def _named(text):
-    """("digits", ("train", "test")) of "digits=train:test"."""
-    name, _, pair = text.partition("=")
-    train, _, test = pair.partition(":")
-    if not (name and train and test) or ":" in test:
-        raise ValueError(f"--data {text!r}, expected NAME=TRAIN:TEST")
-    return name, (train, test)
-
-
 def _visualize(app):
     @app.command(epilog="Example: saccade visualize classes/model.safetensors cat.jpg dog.jpg --out inside.html")
     def visualize(
@@ -353,9 +259,3 @@ def _visualize(app):
             from saccade.recipes import visualize as recipe
 
             recipe.run(model, pictures or [], out, texts=text, variant=variant)
-
-
-def _keep(path, result):
-    if path is not None:
-        with replacing(path) as file:
-            file.write(json.dumps(result, indent=1).encode())

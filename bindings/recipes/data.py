@@ -37,12 +37,19 @@ class Skipped:
 
 
 def open_source(path, **options):
-    """The source at a path: a folder, a table (.csv, .tsv, .jsonl), arrays (.npy, .npz), or tar shards.
+    """The source at a path: a folder, a table (.csv, .tsv, .jsonl), arrays (.npy, .npz), tar shards, or records.
 
-    Shards are a .tar file, several as "shard-{000..127}.tar", a folder of them, or URLs of them. ``options`` are
-    those of the source: ``image_column`` and ``caption_column`` of a ``Table``.
+    Shards are a .tar file, several as "shard-{000..127}.tar", a folder of them, or URLs of them. Records are a folder
+    that Hugging Face's ``datasets`` saved, or "hf:owner/name:split", which it downloads. ``options`` are those of the
+    source: ``image_column`` and ``caption_column`` of a ``Table`` and of ``Records``. A source is returned as it is.
     """
+    if isinstance(path, Listed):
+        return path
     text, path = str(path), Path(path)
+    if text.startswith("hf:") or any((path / f"dataset_{kind}.json").is_file() for kind in ("info", "dict")):
+        from saccade.recipes.records import Records
+
+        return Records(text, **options)
     if text.endswith(".tar") or (path.is_dir() and any(path.glob("*.tar"))):
         from saccade.recipes.shards import Shards
 

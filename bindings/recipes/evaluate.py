@@ -20,7 +20,8 @@ RESULTS = "results.json"
 
 
 def run(
-    sources, sets, out, *, shots=(1, 5, 10), seeds=3, prompts=zeroshot.PROMPT, workers=0, device=None, console=None
+    sources, sets, out, *, shots=(1, 5, 10), seeds=3, prompts=zeroshot.PROMPT, baseline=None, workers=0, device=None,
+    console=None,
 ):  # fmt: skip
     """Judge every model on every set; ``out/index.html`` and ``out/results.json``.
 
@@ -32,6 +33,8 @@ def run(
         out: the folder.
         shots, seeds: as for ``fewshot``.
         prompts: as for ``zeroshot``.
+        baseline: one of ``sources``, whose linear probe zero-shot is compared with, as the paper's figure 5 compares
+            with that of a ResNet-50; each model's own if None.
         workers, device, console: as for the other recipes.
 
     Returns:
@@ -40,9 +43,13 @@ def run(
     """
     from rich.console import Console
 
-    console, out = console or Console(), Path(out)
+    console, out, baseline = console or Console(), Path(out), None if baseline is None else str(baseline)
+    if baseline is not None and baseline not in map(str, sources):
+        raise ValueError(f"{baseline=}, expected one of the models {', '.join(map(str, sources))}")
+    settings = {"shots": list(shots), "seeds": seeds, "prompts": str(prompts)}
+    settings["data"] = {name: [str(train), str(test)] for name, (train, test) in sets.items()}
     out.mkdir(parents=True, exist_ok=True)
-    found = _found(out / RESULTS)
+    found = _found(out / RESULTS, settings)
     common = dict(workers=workers, device=device, console=console)
     for source in map(str, sources):
         _, config = models.load(source)
@@ -62,36 +69,49 @@ def run(
                 "linear probe": probed["layers"][probed["best"]]["test"],
             }
             with replacing(out / RESULTS) as file:
-                file.write(json.dumps(found, indent=1).encode())
+                file.write(json.dumps({"settings": settings, "models": found}, indent=1).encode())
     asked = {source: found[source] for source in map(str, sources)}
-    report.write(out / "index.html", page(asked, list(sets)))
+    report.write(out / "index.html", page(asked, list(sets), baseline))
     console.print(f"Wrote [bold]{(out / 'index.html').resolve()}[/bold]")
     return asked
 
 
-def _found(path):
+def _found(path, settings):
+    """What is known of models, of sets that are the same as before; other shots, seeds or prompts are an error."""
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no results of saccade evaluate ({error}): expected another folder") from None
+        known = json.loads(path.read_text(encoding="utf-8"))
+        before, found = known["settings"], known["models"]
+        same = {key: before[key] == value for key, value in settings.items() if key != "data"}
+        others = {name for name, pair in settings["data"].items() if before["data"].get(name, pair) != pair}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no results of saccade evaluate ({error!r}): expected another folder") from None
+    if not all(same.values()) or others:
+        raise ValueError(f"{path} is of {before}, expected another folder for {settings}")
+    settings["data"] = before["data"] | settings["data"]
+    return found
 
 
-def page(found, sets):
+def page(found, sets, baseline=None):
     """The page from what ``run`` returns."""
     header = ("model", "set", "zero-shot", "few-shot", "linear probe")
     rows = [(source, name, *_cells(one["sets"][name])) for source, one in found.items() for name in sets]
     sections = [("Accuracies", report.table(header, rows)), ("Cost and mean score", scores(found, sets))]
     differences_of = {
-        source: {name: one["sets"][name]["zero-shot"] - one["sets"][name]["linear probe"] for name in sets}
+        source: {name: one["sets"][name]["zero-shot"] - _supervised(found, baseline or source, name) for name in sets}
         for source, one in found.items()
         if one["sets"][sets[0]]["zero-shot"] is not None
     }
     if differences_of:
-        sections.insert(1, ("Zero-shot and supervised", differences(differences_of)))
+        whom = "the same features" if baseline is None else f"the features of {Path(baseline).name}"
+        sections.insert(1, ("Zero-shot and supervised", differences(differences_of, whom)))
     text = report.paragraph(f"{len(found)} models on {len(sets)} data sets; every number is from pictures held out.")
     return report.page("Evaluation", text, sections)
+
+
+def _supervised(found, source, name):
+    return found[source]["sets"][name]["linear probe"]
 
 
 def _cells(one):
@@ -100,8 +120,8 @@ def _cells(one):
     return zero, few or "none", f"{100 * one['linear probe']:.1f} %"
 
 
-def differences(found):
-    """Bars of zero-shot minus linear probe for each set, as HTML; ``found`` is {model: {set: difference}}."""
+def differences(found, whom):
+    """Bars of zero-shot minus linear probe of ``whom`` for each set, as HTML; ``found``: {model: {set: difference}}."""
     from matplotlib import pyplot
 
     sets = sorted(next(iter(found.values())), key=lambda name: -np.mean([one[name] for one in found.values()]))
@@ -116,7 +136,7 @@ def differences(found):
     axis.set_xlabel("zero-shot minus linear probe, percentage points")
     if len(found) > 1:
         axis.legend(frameon=False, fontsize=8)
-    return report.figure(plot, "How much better zero-shot is than a linear classifier of the same features.")
+    return report.figure(plot, f"How much better zero-shot is than a linear classifier of {whom}.")
 
 
 def scores(found, sets):

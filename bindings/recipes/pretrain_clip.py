@@ -1,11 +1,11 @@
-"""``saccade pretrain clip``: pictures and captions into one space, by CLIP's loss or SigLIP's.
+"""``saccade pretrain clip``: pictures and captions into one space, by CLIP's loss or SigLIP's, or by the slower
+objectives of ``saccade.recipes.captions``.
 
 Radford et al. 2021, table 18 and sections 2.4 and 2.5; Zhai et al., "Sigmoid Loss for Language Image Pre-Training",
 2023.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +16,12 @@ from saccade.models import clip, vit
 from saccade.models.resnet import ResNetConfig
 from saccade.models.transformer import under
 from saccade.recipes import saved
+from saccade.recipes.captions import Captioned, Captions, Words, tokenizer_of
 from saccade.recipes.checkpoints import random_state, set_random_state
-from saccade.recipes.cuts import Broken, central, random_square
 from saccade.recipes.data import open_source
-from saccade.recipes.objectives import Objective, synchronized
+from saccade.recipes.objectives import synchronized
 from saccade.recipes.optimization import Optimization
 from saccade.recipes.pretraining import Training, preset_of, pretrain
-from saccade.tokenizer import Tokenizer
 from saccade.torch import CLIP, ring
 
 
@@ -54,27 +53,8 @@ PRESETS = {
 }  # fmt: skip
 
 
-def tokenizer_of(name):
-    """The tokenizer called "bytes" (no merges), "clip" (OpenAI's), or that of a file of merges."""
-    if name == "bytes":
-        return Tokenizer()
-    return Tokenizer.clip() if name == "clip" else Tokenizer.from_file(Path(name))
-
-
-class Pairs(Objective):
+class Pairs(Captioned):
     """Pictures and captions, each to be told from all others of the batch, whatever rank they are on."""
-
-    def __init__(self, model, tokenizer):
-        super().__init__(model, tokenizer=tokenizer)
-        self.named, self.tokenizer = tokenizer, tokenizer_of(tokenizer)
-        self.side, self.context = model.config.image.image_size, model.config.text.context
-
-    def prepare(self, sample, rng, training=True):
-        if sample.caption is None:
-            raise Broken(sample.name, "no caption")
-        tokens = self.tokenizer.tokenize(sample.caption, self.context, truncate=True)[0]
-        cut = random_square(sample.picture, self.side, rng) if training else central(sample.picture, self.side)
-        return cut, tokens.astype(np.int64)
 
     def forward(self, images, tokens):
         return self.model(images, tokens)
@@ -83,8 +63,7 @@ class Pairs(Objective):
         """The loss of this rank's batch alone, and how many pictures are nearest to their own caption in it."""
         images, texts, *factors = self(images, tokens)
         loss = saccade.clip_loss if self.model.config.logit_bias is None else saccade.siglip_loss
-        nearest = (images @ texts.T).argmax(1) == torch.arange(len(images), device=images.device)
-        return {"loss": loss(images, texts, *factors), "accuracy": nearest.float().mean()}
+        return {"loss": loss(images, texts, *factors), "accuracy": self.accuracy(images @ texts.T)}
 
     def loss(self, *outputs):
         """Of the embeddings of a whole batch, or of a rank's share of one."""
@@ -123,16 +102,12 @@ class Pairs(Objective):
                 torch.autograd.backward(call(*part), [of_image, of_text, *others])
         return loss.detach()
 
-    def after_step(self):
-        if self.model.config.logit_bias is None:
-            self.model.clamp_logit_scale()
 
-    def facts(self):
-        return {"tokenizer": self.named}
+OBJECTIVES = {"contrastive": Pairs, "bag-of-words": Words, "caption": Captions}
 
 
 def begun(start, image_size):
-    """(config, parameters, tokenizer) of a CLIP to go on from, its ViT's positions interpolated for ``image_size``.
+    """(config, parameters, facts) of a CLIP to go on from, its ViT's positions interpolated for ``image_size``.
 
     Radford et al. 2021, section 2.5: ViT-L/14@336px is ViT-L/14 after one more epoch at a higher resolution.
     """
@@ -146,12 +121,12 @@ def begun(start, image_size):
         tower, image = vit.resize(under(parameters, "image"), config.image, image_size, method="antialiased")
         parameters |= {f"image.{name}": x for name, x in tower.items()}
         config = replace(config, image=image)
-    return config, parameters, beside.get("tokenizer")
+    return config, parameters, beside
 
 
 def run(
-    source, out, *, preset="clip-vit-b32", start=None, tokenizer=None, model=None, training=None, optimization=None,
-    source_options=None, **options,
+    source, out, *, preset="clip-vit-b32", start=None, objective=None, tokenizer=None, model=None, training=None,
+    optimization=None, source_options=None, **options,
 ):  # fmt: skip
     """Pre-train a CLIP or, with a preset that begins with "siglip", a SigLIP.
 
@@ -161,6 +136,8 @@ def run(
         preset: a name in ``PRESETS``.
         start: a checkpoint to go on from, whose sizes count instead of the preset's but for the side of its images,
             or None.
+        objective: "contrastive", "bag-of-words" or "caption" (``saccade.recipes.captions``); if None that of
+            ``start``, or "contrastive".
         tokenizer: "clip", "bytes" or a file of merges; if None that of ``start``, or "bytes" for the tiny presets and
             "clip" for others.
         model: changes to the preset, "image.depth" or "text.width" say, or "embed"; with ``start``
@@ -176,7 +153,13 @@ def run(
             raise ValueError(f"{', '.join(sorted(unknown))}: {start} has its own, expected image.image_size alone")
         image_size = (model or {}).get("image.image_size", config.image.image_size)
         config, parameters, own = begun(start, image_size)
-        tokenizer, model = tokenizer or own, None
+        tokenizer, objective, model = tokenizer or own.get("tokenizer"), objective or own.get("objective"), None
+    if (objective := objective or "contrastive") not in OBJECTIVES:
+        raise ValueError(f"{objective=}, expected one of {', '.join(OBJECTIVES)}")
+    if config.logit_bias is not None and objective != "contrastive":
+        raise ValueError(f"{objective=} of a SigLIP, expected contrastive")
+    if objective == "bag-of-words" and start is None:
+        config = replace(config, text=replace(config.text, kind="cbow"))
     tokenizer = tokenizer or ("bytes" if preset.endswith("-tiny") else "clip")
     vocabulary = len(tokenizer_of(tokenizer))
     if start is not None and config.text.vocabulary != vocabulary:
@@ -184,5 +167,5 @@ def run(
     changes = {"text.vocabulary": vocabulary, **(model or {})}
     towers = {name: replace(getattr(config, name), **under(changes, name)) for name in ("image", "text")}
     config = replace(config, **towers, **{name: x for name, x in changes.items() if "." not in name})
-    objective = Pairs(CLIP(config, parameters=parameters, seed=how.seed), tokenizer)
-    return pretrain(objective, open_source(source, **(source_options or {})), out, how, **options)
+    made = OBJECTIVES[objective](CLIP(config, parameters=parameters, seed=how.seed), tokenizer)
+    return pretrain(made, open_source(source, **(source_options or {})), out, how, **options)

@@ -235,7 +235,7 @@ class Run:
     def _finish(self):
         skipped = sum(self.ranks.gathered(self.loader.skipped.count))
         if self.ranks.rank == 0:
-            facts = self.objective.facts()
+            facts = self.objective.facts() | {"samples": self.steps * self.training.batch}
             saved.save(self.objective.model, self.out / "model.safetensors", **facts)
             if self.average is not None:
                 saved.save(self.average.module, self.out / "average.safetensors", **facts)

@@ -28,7 +28,7 @@ def run(model, source, *, top=(1, 5, 10), workers=0, device=None, console=None):
     """
     console = console or Console()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    clip, tokenize = clip_of(model, device)
+    clip, tokenize, _ = clip_of(model, device)
     pairs, side, images, texts = open_source(source), clip.config.image.image_size, [], []
 
     def prepare(sample, rng):

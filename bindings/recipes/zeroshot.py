@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 
 from saccade.recipes import saved
+from saccade.recipes.captions import Captions, tokenizer_of
 from saccade.recipes.cuts import Broken, central
 from saccade.recipes.data import open_source
 from saccade.recipes.loading import once
 from saccade.recipes.palettes import reporting
-from saccade.recipes.pretrain_clip import tokenizer_of
 from saccade.recipes.progress import progress_bar
 from saccade.torch import CLIP
 
@@ -61,6 +61,21 @@ def classifier(model, tokenize, names, templates, device):
     return torch.stack(rows)
 
 
+def scorer(model, facts, tokenize, names, templates, device):
+    """A function from image embeddings (b, embed) to a score for each class, (b, classes): products with
+    ``classifier``, or of a model that predicts captions the mean log-likelihood of all prompts of a class."""
+    if facts.get("objective") != "caption":
+        weight = classifier(model, tokenize, names, templates, device)
+        return lambda embeddings: embeddings @ weight.T
+    captions = Captions(model, facts["tokenizer"])
+    prompts = tokenize([template.replace("{}", name) for name in names for template in templates]).to(device)
+
+    def score(embeddings):
+        return captions.log_likelihoods(embeddings, prompts).unflatten(1, (len(names), len(templates))).mean(2)
+
+    return score
+
+
 def run(model, source, *, prompts=PROMPT, names=None, top=(1, 5), workers=0, device=None, console=None):
     """Name the pictures of a source by its classes.
 
@@ -77,14 +92,14 @@ def run(model, source, *, prompts=PROMPT, names=None, top=(1, 5), workers=0, dev
     """
     console = console or Console()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    clip, tokenize = clip_of(model, device)
+    clip, tokenize, facts = clip_of(model, device)
     pictures, templates = open_source(source), templates_of(prompts)
     if pictures.classes is None:
         raise ValueError(f"{source} has no classes: put each in a folder of its own")
     names = [name.replace("_", " ") for name in pictures.classes] if names is None else list(names)
     if len(names) != len(pictures.classes):
         raise ValueError(f"{len(names)} names, expected {len(pictures.classes)} as {source} has classes")
-    weight = classifier(clip, tokenize, names, templates, device)
+    score = scorer(clip, facts, tokenize, names, templates, device)
     side, scores, labels = clip.config.image.image_size, [], []
 
     def prepare(sample, rng):
@@ -95,7 +110,7 @@ def run(model, source, *, prompts=PROMPT, names=None, top=(1, 5), workers=0, dev
     with progress_bar("Naming pictures", console) as progress, torch.no_grad():
         jobs, skipped = progress(pictures.in_order()), reporting(console)
         for images, label in once(pictures, jobs, prepare, BATCH, skipped=skipped, workers=workers):
-            scores.append((clip.encode_images(torch.from_numpy(images).to(device)) @ weight.T).float().cpu().numpy())
+            scores.append(score(clip.encode_images(torch.from_numpy(images).to(device))).float().cpu().numpy())
             labels.append(label)
     if not labels:
         raise ValueError(f"{source}: none of its pictures can be used")
@@ -116,9 +131,10 @@ def ranks_of(scores, labels):
 
 
 def clip_of(path, device):
-    """(the CLIP in a file, on a device; a function from texts to its token ids)."""
+    """(the CLIP in a file, on a device; a function from texts to its token ids; its facts)."""
     clip, facts = saved.load(path)
     if not isinstance(clip, CLIP):
         raise ValueError(f"{path} is a {type(clip).__name__}, expected a CLIP")
     tokenizer, context = tokenizer_of(facts.get("tokenizer", "clip")), clip.config.text.context
-    return clip.to(device), lambda texts: torch.from_numpy(tokenizer.tokenize(texts, context, True).astype(np.int64))
+    tokenize = lambda texts: torch.from_numpy(tokenizer.tokenize(texts, context, True).astype(np.int64))  # noqa: E731
+    return clip.to(device), tokenize, facts
