@@ -23,11 +23,14 @@ REPORT = "SACCADE_HOST_TESTS_REPORT"
 
 
 def pytest_configure(config):
-    """With ``-p saccade.bench.host_tests``: activate what can be. As a plugin of pytest this module is nothing else."""
-    from saccade.interop import torch as of_torch
+    """As a plugin of pytest, in both runs: activate what can be, if so asked; the libraries import in either."""
     from saccade.testing.peers import usable_torchvision
 
     usable_torchvision()
+    if REPORT not in os.environ:
+        return
+    from saccade.interop import torch as of_torch
+
     of_torch.activate(everywhere=True)
     for activate in (_timm, _transformers, _open_clip):
         try:
@@ -39,9 +42,9 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
     """Write down how many calls were taken over."""
-    from saccade.interop import report
-
     if REPORT in os.environ:
+        from saccade.interop import report
+
         Path(os.environ[REPORT]).write_text(str(report()))
 
 
@@ -76,8 +79,8 @@ def run(arguments, active):
     with tempfile.TemporaryDirectory(prefix="saccade-host-tests-") as kept:
         xml, report = Path(kept, "results.xml"), Path(kept, "report")
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={xml}", "-p", "no:cacheprovider"]
-        command += ["-c", os.devnull, f"--rootdir={folder}", *(["-p", PLUGIN] * active), *arguments]
-        settings = {"HF_HUB_OFFLINE": "1", REPORT: str(report)}
+        command += ["-c", os.devnull, f"--rootdir={folder}", "-p", PLUGIN, *arguments]
+        settings = {"HF_HUB_OFFLINE": "1", **({REPORT: str(report)} if active else {})}
         done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
         if done.returncode not in (0, 1):
             sys.exit(f"pytest ended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")

@@ -135,3 +135,24 @@ def test_a_patched_model_compiles_and_is_copied():
         assert (compiled(pixels()) - expected).abs().max() <= 1e-11 * expected.abs().max()
         assert (copy.deepcopy(model)(pixels()) - expected).abs().max() <= 1e-11 * expected.abs().max()
     assert np.isfinite(expected.detach().numpy()).all()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_what_reads_a_models_code_reads_timms():
+    """torch.fx's graphs and TorchScript's programs are those of the model as it was, to the bit."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5, depth=2).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        own = torch.fx.symbolic_trace(model)(images)
+        scripted = torch.jit.script(model)(images)
+        drop_in.patch(model, everywhere=True)
+        interop.counts.reset()
+        traced = torch.fx.symbolic_trace(model)
+        assert torch.equal(traced(images), own)
+        assert interop.report()["Attention under torch.fx"] == {"tracing": 2}
+        assert type(model.blocks[0].attn) is drop_in.SaccadeAttention
+        assert torch.equal(torch.jit.script(model)(images), scripted)
+        assert type(model.blocks[0].attn) is timm.layers.Attention and torch.equal(model(images), own)
+        layer = of_torch.patch(torch.nn.Sequential(torch.nn.Linear(4, 3)))
+        assert torch.equal(layer[0](input=images[0, 0, :, :4]), layer(images[0, 0, :, :4]))

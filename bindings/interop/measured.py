@@ -39,8 +39,7 @@ PROCESSORS = {
     ("avx512f", "amx-bf16"): (Range(("float32",), (128, 4096), width=80, gradients=False),),
     ("avx512f",): (
         Range(("float32",), (50, 4096)),
-        Range(("bfloat16",), (50, 4096), gradients=False),
-        Range(("bfloat16",), (50, 1024), gradients=True),
+        Range(("bfloat16",), (50, 4096)),
     ),
 }
 

@@ -14,6 +14,7 @@ from timm.layers import Attention, AttentionPoolLatent, LayerNorm, PatchEmbed, R
 from torch import nn
 
 import saccade
+from saccade.interop.modules import Stand, library_class, unless_traced
 from saccade.interop.tensors import hidden, noted, why_not
 from saccade.interop.torch import SaccadeLinear
 
@@ -62,9 +63,10 @@ def patched(model, *, everywhere=False):
         unpatch(model)
 
 
-class SaccadeAttention(Attention):
+class SaccadeAttention(Stand, Attention):
     """timm's self-attention, from the packed projection where it lies."""
 
+    @unless_traced
     def forward(self, x, attn_mask=None, is_causal=False):
         b, n, _ = x.shape
         like = x[:, None, :, :1].expand(b, self.num_heads, n, self.head_dim)  # a query, before any is computed
@@ -87,9 +89,10 @@ class SaccadeAttention(Attention):
         return self.proj_drop(self.proj(out))
 
 
-class SaccadeAttentionPool(AttentionPoolLatent):
+class SaccadeAttentionPool(Stand, AttentionPoolLatent):
     """timm's multi-head attention pooling."""
 
+    @unless_traced
     def forward(self, x, attn_mask=None):
         b, n, c = x.shape
         reason = None if _everywhere else "not measured to be faster"
@@ -108,11 +111,12 @@ class SaccadeAttentionPool(AttentionPoolLatent):
         return {"token": lambda: x[:, 0], "avg": lambda: x.mean(1)}.get(self.pool, lambda: x)()
 
 
-class SaccadePatchEmbed(PatchEmbed):
+class SaccadePatchEmbed(Stand, PatchEmbed):
     """timm's patches; uint8 images b h w c are cut, normalised and projected in one go."""
 
     _saccade_normal: tuple[tuple[float, ...], tuple[float, ...]]
 
+    @unless_traced
     def forward(self, x):
         if x.dtype != torch.uint8:
             return super().forward(x)
@@ -133,18 +137,20 @@ class SaccadePatchEmbed(PatchEmbed):
         return self.norm(saccade.patch_embed(x, self.proj.weight, self.proj.bias, mean=mean, std=std))
 
 
-class SaccadeRmsNorm(RmsNorm):
+class SaccadeRmsNorm(Stand, RmsNorm):
     """timm's RMS norm."""
 
+    @unless_traced
     def forward(self, x):
         if noted("timm RMS norm", _why_not_norm(self, x, fast="cpu")):
             return super().forward(x)
         return saccade.rms_norm(x, self.weight, eps=self.eps)
 
 
-class SaccadeLayerNorm(LayerNorm):
+class SaccadeLayerNorm(Stand, LayerNorm):
     """timm's layer norm over the last axis."""
 
+    @unless_traced
     def forward(self, x):
         if noted("timm layer norm", _why_not_norm(self, x)):
             return super().forward(x)
@@ -160,7 +166,7 @@ def _why_not_norm(module, x, fast=None):
 
 
 _OURS = {
-    one.__mro__[1]: one
+    library_class(one): one
     for one in (
         SaccadeAttention,
         SaccadeAttentionPool,

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import attention as registry
 
 from saccade.interop.counts import count
+from saccade.interop.modules import Stand, unless_traced
 from saccade.interop.tensors import noted, why_not
 from saccade.kernels.numba.matrices import OWN
 from saccade.torch.arrays import from_numpy, to_numpy
@@ -92,9 +93,10 @@ def patched(model):
         unpatch(model)
 
 
-class SaccadeLinear(nn.Linear):
+class SaccadeLinear(Stand, nn.Linear):
     """torch's linear layer."""
 
+    @unless_traced
     def forward(self, input):
         whole = input.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
         faster = OWN and whole and input.device.type == "cpu"

@@ -15,8 +15,8 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from saccade.kernels.numba.compilation import jit
-from saccade.kernels.numba.memory import core_dtype, describe, load_block, store_row
-from saccade.kernels.numba.products import product
+from saccade.kernels.numba.memory import FLOAT32, FLOAT64, core_dtype, describe, load_block, store_row
+from saccade.kernels.numba.products import multiply
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
 from saccade.kernels.numba.vectors import transpose, widest_vectors
@@ -106,6 +106,8 @@ def _multiply(work, sizes, a, along, packed, turned, bias, out):
     height, width, depth = sizes
     bands, blocks = (height + ROWS - 1) // ROWS, packed.shape[0]
     dtype = packed.dtype
+    zero, size = dtype.type(0), packed.itemsize
+    lies = along and a[1] == (FLOAT64 if size == 8 else FLOAT32)  # rows are multiplied where they lie
     rows_of_a, columns_of_a = np.zeros((ROWS, DEPTH), dtype), np.zeros((DEPTH, ROWS), dtype)
     totals, side = np.zeros((GROUP, ROWS, COLUMNS), dtype), np.zeros((COLUMNS, ROWS), dtype)
     for item in shared(offer(work)):
@@ -114,18 +116,20 @@ def _multiply(work, sizes, a, along, packed, turned, bias, out):
         for start in range(0, depth, DEPTH):
             deep = min(DEPTH, depth - start)
             if along:
-                address = a[0] + first * a[2] + start * a[3]
-                load_block(rows_of_a, a, a[2], a[3], address, rows, deep)
+                place, row, step = a[0] + first * a[2] + start * a[3], a[2], size
+                if not lies:
+                    load_block(rows_of_a, a, a[2], a[3], place, rows, deep)
+                    place, row = rows_of_a.ctypes.data, DEPTH * size
             else:
-                address = a[0] + start * a[2] + first * a[3]
-                load_block(columns_of_a, a, a[2], a[3], address, deep, rows)
+                load_block(columns_of_a, a, a[2], a[3], a[0] + start * a[2] + first * a[3], deep, rows)
+                place, row, step = columns_of_a.ctypes.data, size, ROWS * size
             for block in range(first_block, last_block):
                 columns = min(COLUMNS, width - block * COLUMNS)
-                b, total = packed[block, start:], totals[block - first_block]
-                if along:
-                    product(rows_of_a, DEPTH, 1, b, total, rows, columns, deep, start > 0)
-                else:
-                    product(columns_of_a, 1, ROWS, b, total, rows, columns, deep, start > 0)
+                b = packed.ctypes.data + (block * packed.shape[1] + start) * COLUMNS * size
+                total = totals.ctypes.data + (block - first_block) * ROWS * COLUMNS * size
+                multiply(
+                    zero, place, row, step, b, COLUMNS * size, total, COLUMNS * size, rows, columns, deep, start > 0
+                )  # fmt: skip
         for block in range(first_block, last_block):
             total, first_column = totals[block - first_block], block * COLUMNS
             columns = min(COLUMNS, width - first_column)

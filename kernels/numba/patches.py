@@ -13,7 +13,7 @@ import numpy as np
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.layers import as_rows
 from saccade.kernels.numba.matrices import matmul, raised, rounded, silent
-from saccade.kernels.numba.memory import UINT8, core_dtype, describe, load_row, store_row
+from saccade.kernels.numba.memory import core_dtype, describe, load_row, read_byte, store_row
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
 
@@ -67,8 +67,13 @@ def cut(images, weight, mean, std):
     centre, deviation = _affine(images, weight, mean, std)
     p = weight.shape[-1]
     patches = np.empty((len(images) * _count(images, weight), images.shape[3] * p * p), centre.dtype)
-    sizes = (*images.shape, p)
-    parallel_for(_cut, len(images) * (images.shape[1] // p), 1, describe(images), sizes, centre, deviation, patches)
+    sizes, bands = (*images.shape, p), len(images) * (images.shape[1] // p)
+    if images.dtype == np.uint8:
+        levels = np.arange(256, dtype=centre.dtype) / centre.dtype.type(255)
+        normal = np.ascontiguousarray((levels - centre[:, None]) / deviation[:, None])
+        parallel_for(_cut_bytes, bands, 1, describe(images), sizes, normal, patches)
+    else:
+        parallel_for(_cut, bands, 1, describe(images), sizes, centre, deviation, patches)
     return patches
 
 
@@ -86,7 +91,6 @@ def _cut(work, images, sizes, centre, deviation, patches):
     """Row-bands of patches: patches[band · columns + column, (c p p)]."""
     b, h, w, c, p = sizes
     columns = w // p
-    full = centre.dtype.type(255)
     row = np.empty(w, centre.dtype)
     for band in shared(offer(work)):
         i_b, first_row = band // (h // p), band % (h // p) * p
@@ -94,14 +98,28 @@ def _cut(work, images, sizes, centre, deviation, patches):
             for i in range(p):
                 address = images[0] + i_b * images[2] + (first_row + i) * images[3] + channel * images[5]
                 load_row(row, address, images[4], images[1])
-                if images[1] == UINT8:
-                    for j in range(w):
-                        row[j] /= full
                 for j in range(w):
                     row[j] = (row[j] - centre[channel]) / deviation[channel]
                 for column in range(columns):
                     for j in range(p):
                         patches[band * columns + column, (channel * p + i) * p + j] = row[column * p + j]
+
+
+@jit
+def _cut_bytes(work, images, sizes, normal, patches):
+    """``_cut`` of uint8 images, whose 256 levels are normalised already: ``normal`` is (channels, 256)."""
+    b, h, w, c, p = sizes
+    columns = w // p
+    for band in shared(offer(work)):
+        first = images[0] + band // (h // p) * images[2] + band % (h // p) * p * images[3]
+        for column in range(columns):
+            for i in range(p):
+                address = first + i * images[3] + column * p * images[4]
+                for channel in range(c):
+                    at, place = address + channel * images[5], (channel * p + i) * p
+                    for j in range(p):
+                        level = np.uint64(read_byte(at, j * images[4]))
+                        patches[band * columns + column, np.uint64(place + j)] = normal[channel, level]
 
 
 @jit
