@@ -137,6 +137,17 @@ def test_a_patched_model_compiles_and_is_copied():
     assert np.isfinite(expected.detach().numpy()).all()
 
 
+class Table(torch.nn.Module):
+    """A linear layer of what is no input, as of relative positions."""
+
+    def __init__(self, constant):
+        super().__init__()
+        self.linear, self.constant = torch.nn.Linear(3, 2), constant
+
+    def forward(self, x):
+        return self.linear(self.constant) + x
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_what_reads_a_models_code_reads_timms():
     """torch.fx's graphs and TorchScript's programs are those of the model as it was, to the bit."""
@@ -154,5 +165,10 @@ def test_what_reads_a_models_code_reads_timms():
         assert type(model.blocks[0].attn) is drop_in.SaccadeAttention
         assert torch.equal(torch.jit.script(model)(images), scripted)
         assert type(model.blocks[0].attn) is timm.layers.Attention and torch.equal(model(images), own)
+        table = Table(images[0, 0, :, :3])
+        of_torch.patch(table)
+        traced = torch.fx.symbolic_trace(table)
+        assert not any("saccade" in str(node.target) for node in traced.graph.nodes if node.op == "call_function")
+        assert torch.equal(traced(torch.zeros(2)), torch.nn.Linear.forward(table.linear, table.constant))
         layer = of_torch.patch(torch.nn.Sequential(torch.nn.Linear(4, 3)))
         assert torch.equal(layer[0](input=images[0, 0, :, :4]), layer(images[0, 0, :, :4]))

@@ -1,6 +1,7 @@
 """Pre-training CLIP and SigLIP: a batch in parts or on ranks is the whole batch."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def tiny_run(source, out, preset="clip-tiny", steps=4, optimizer="adamw"):
         source, out, preset=preset, model=SIZES, log_every=1, device="cpu",
         training=dict(steps=steps, batch=12), optimization=dict(warm_up=2, peak=1e-2, optimizer=optimizer),
     )  # fmt: skip
-    found = [json.loads(line) for line in (pretrain_clip.Path(out) / "log.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
     return [record["loss"] for record in found if "loss" in record]
 
 

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from torch.fx import Proxy
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from saccade.interop.tensors import noted
 
@@ -27,7 +27,7 @@ def unless_traced(forward):
 
     @functools.wraps(forward)
     def either(self, *arguments, **options):
-        if any(isinstance(x, Proxy) for x in (*arguments, *options.values())):
+        if is_fx_symbolic_tracing():  # also of what no input goes into: parameters are proxies then
             theirs = library_class(type(self))
             noted(f"{theirs.__name__} under torch.fx", "tracing")
             return theirs.forward(self, *arguments, **options)
