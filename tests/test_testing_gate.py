@@ -125,6 +125,18 @@ def test_a_row_with_no_keys_must_be_zero():
     assert [one.verdict for one in judged] == ["FAIL"]
 
 
+def test_a_flushed_factor_counts_times_what_it_may_have_been_multiplied_by():
+    tiny = float(np.finfo(np.float32).tiny)
+    x, weight = np.array([[tiny / 2]], np.float32), np.array([[100.0]], np.float32)
+    standard = gate.Standard("linear", (x, weight))
+    # a processor that takes x for 0 is right, and wrong by as much as no factor of 100 explains is wrong
+    (flushed,) = standard.judge(np.zeros((1, 1), np.float32))
+    (wrong,) = standard.judge(np.full((1, 1), 300 * tiny, np.float32))
+    assert flushed.verdict != "FAIL" and wrong.verdict == "FAIL"
+    huge = gate.Standard("linear", (np.full((1, 1), 1e30, np.float32), np.full((1, 1), 1e-30, np.float32)))
+    assert huge.terms == gate.LARGEST_FACTOR
+
+
 def test_terms_too_small_to_be_normal_may_be_flushed_and_no_others():
     tiny = float(np.finfo(np.float32).tiny)
     x, weight = np.full((1, 9), 0.9 * tiny, np.float32), np.ones((1, 9), np.float32)
