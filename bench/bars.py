@@ -89,11 +89,11 @@ STATISTICS = {
         lambda timed, limits: 100 * min(one.row["bytes"] / one.seconds / limits["bandwidth"] for one in timed), False,
     ),
     "pictures a second": (lambda timed, limits: min(one.row["sizes"]["b"] / one.seconds for one in timed), False),
-    "MB more": (lambda timed, limits: max(one.row["peak memory"] for one in timed) / 2**20, True),
     "MB more on the GPU": (lambda timed, limits: max(one.row["gpu"]["peak memory"] for one in timed) / 2**20, True),
     "seconds": (None, True),  # this and what follows is measured by probes
-    "MB more, 65,536 pairs": (None, True),
+    "MB more": (None, True),
     "times as fast": (None, False),
+    "times as long": (None, True),
 }  # fmt: skip
 
 
@@ -154,9 +154,12 @@ BARS = (
     ),
     Bar("packed attention, float32, split, SDPA and merge", _typed(QKV, "float32"), (("each", 1.6),)),
     Bar("packed attention, bfloat16, split, SDPA and merge", _typed(QKV, "bfloat16"), (("each", 2.4),)),
-    Bar("CLIP loss with gradients, 4,096 pairs, open_clip", _losses(4096), (("each", 1.3), ("MB more", 128))),
-    Bar("CLIP loss with gradients, 16,384 pairs, open_clip", _losses(16384), (("each", 1.7), ("MB more", 128))),
-    Bar("CLIP loss with gradients, 65,536 pairs", asked=(("MB more, 65,536 pairs", 128),), probe="clip_loss_memory"),
+    Bar("CLIP loss with gradients, 4,096 pairs, open_clip", _losses(4096), (("each", 1.3),)),
+    Bar("CLIP loss with gradients, 16,384 pairs, open_clip", _losses(16384), (("each", 1.7),)),
+    *(
+        Bar(f"CLIP loss with gradients, {n:,} pairs", asked=(("MB more", 128),), probe=f"clip_loss_memory_{n}")
+        for n in (4096, 16384, 65536)
+    ),
     Bar("linear cross entropy, 512 classes, 32,768 tokens, torch's", _typed(LINEAR, "float32"), (("each", 1.3),)),
     Bar("patch embedding from uint8, 64 pictures of 224 x 224, torch's", _typed(PATCHES, "float32"), (("each", 1.8),)),
     Bar(
@@ -214,7 +217,15 @@ BARS = (
     Bar("first call in a new process, compiled before", asked=(("seconds", 2),), probe="first_call"),
     Bar("first call of one operation, nothing compiled", asked=(("seconds", 15),), probe="cold_compile"),
     Bar("loading CLIP ViT-B/32, transformers' from_pretrained", asked=(("times as fast", 2),), probe="loading"),
-    Bar("training steps, a plain PyTorch implementation", missing=ELSEWHERE),
+    Bar("loading CLIP ViT-B/32, reading the file", asked=(("times as long", 1.2),), probe="loading_and_reading"),
+    *(
+        Bar(f"training step of {title}{of}, a plain PyTorch implementation", asked=(("times as fast", 1.2),),
+            probe=f"training_{name}{suffix}")
+        for name, title in (("vit", "ViT-B/16"), ("clip", "CLIP ViT-B/32"), ("imagegpt", "ImageGPT-S"))
+        for of, suffix in (("", ""), (" in bfloat16", "_bfloat16"))
+    ),
+    Bar("memory of a CLIP's training step, a plain PyTorch implementation", missing=ELSEWHERE),
+    Bar("pictures read, beside the rate of training", missing=ELSEWHERE),
     Bar("accuracies of the recipes on pictures that ship with scikit-learn", missing=ELSEWHERE),
 )  # fmt: skip
 ON_GPU = (

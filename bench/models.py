@@ -52,6 +52,11 @@ def parameters_of(variant, dtype):
     return {name: x.astype(dtype) for name, x in found.items()}
 
 
+@functools.lru_cache(maxsize=1)
+def _widened(variant, dtype):
+    return {name: x.astype(np.float64) for name, x in parameters_of(variant, dtype).items()}
+
+
 def inputs(rng, dtype, variant, b):
     """The arguments of a case: (tokens,) or (pictures,)."""
     config = config_of(variant)
@@ -87,7 +92,7 @@ class Standard:
                 self.truth, *self.ordinary = kept["results"]
             return
         config, parameters = config_of(variant), parameters_of(variant, dtype)
-        exact = {name: value.astype(np.float64) for name, value in parameters.items()}
+        exact = _widened(variant, dtype)
         wide = x if x.dtype.kind == "i" else x.astype(np.float64)
         kind, noise = next(iter(parameters.values())).dtype, np.random.default_rng(0)
         ways = [Way("online", kind, one, keys=256) for one in (None, *[noise] * (ORDINARY - 1))]

@@ -5,7 +5,9 @@ doing a thing are timed in turn and the median of their ratios counts, or one af
 that ``ROUNDS`` would take minutes.
 """
 
+import contextlib
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -50,13 +52,13 @@ def _ratio(theirs, ours, rounds=ROUNDS):
     return float(np.median(found))
 
 
-def clip_loss_memory():
-    """MB that the CLIP loss of 65,536 pairs and its gradients take beyond those."""
+def _clip_loss_memory(pairs):
+    """MB that the CLIP loss of so many pairs and its gradients take beyond those and the embeddings."""
     import saccade
     from saccade.bench.device import Processors
 
     rng = np.random.default_rng(0)
-    images, texts = (rng.standard_normal((65536, 512)).astype(np.float32) for _ in range(2))
+    images, texts = (rng.standard_normal((pairs, 512)).astype(np.float32) for _ in range(2))
     for x in (images, texts):
         x /= np.linalg.norm(x, axis=1, keepdims=True)
     scale = np.array(14.3, np.float32)
@@ -66,10 +68,25 @@ def clip_loss_memory():
         return saccade.clip_loss_backward(saved, np.ones_like(out))
 
     loss(64)  # compiled, and not counted
-    found = Processors().figures(lambda: loss(65536))["peak memory"]
+    found = Processors().figures(lambda: loss(pairs))["peak memory"]
     if found is None:
         raise OSError("the system does not tell a process's peak memory")
     return (found - images.nbytes - texts.nbytes) / 2**20
+
+
+def clip_loss_memory_4096():
+    """MB more for 4,096 pairs."""
+    return _clip_loss_memory(4096)
+
+
+def clip_loss_memory_16384():
+    """The same of 16,384 pairs."""
+    return _clip_loss_memory(16384)
+
+
+def clip_loss_memory_65536():
+    """The same of 65,536 pairs."""
+    return _clip_loss_memory(65536)
 
 
 def _pixels():
@@ -216,6 +233,45 @@ def sampling_8():
     return _sampling(8)
 
 
+def _training(model, dtype):
+    import torch
+
+    from saccade.bench.training import steps
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    return _ratio(*steps(model, dtype), 3)
+
+
+def training_vit():
+    """Training steps of ViT-B/16, against timm's."""
+    return _training("vit", "float32")
+
+
+def training_vit_bfloat16():
+    """The same with products in bfloat16."""
+    return _training("vit", "bfloat16")
+
+
+def training_clip():
+    """Training steps of a CLIP ViT-B/32, against open_clip's."""
+    return _training("clip", "float32")
+
+
+def training_clip_bfloat16():
+    """The same with products in bfloat16."""
+    return _training("clip", "bfloat16")
+
+
+def training_imagegpt():
+    """Training steps of ImageGPT-S, against a GPT of its sizes."""
+    return _training("imagegpt", "float32")
+
+
+def training_imagegpt_bfloat16():
+    """The same with products in bfloat16."""
+    return _training("imagegpt", "bfloat16")
+
+
 CALL = "import numpy as np, saccade; x = np.ones((1, 2, 50, 64), np.float32); saccade.attention(x, x, x)"
 
 
@@ -238,11 +294,9 @@ def first_call():
         return float(np.median([_process_seconds(cache) for _ in range(3)]))
 
 
-def loading():
-    """``saccade.models.load`` of a CLIP ViT-B/32 in Hugging Face's layout, against ``from_pretrained``."""
-    usable_torchvision()
-    from transformers import CLIPModel
-
+@contextlib.contextmanager
+def _clip_in_a_file():
+    """The folder of a CLIP ViT-B/32 in Hugging Face's layout."""
     import saccade.models
     from saccade.models import clip
     from saccade.models.variants import VARIANTS
@@ -253,9 +307,30 @@ def loading():
         own = Path(folder, "own.safetensors")
         saccade.models.save(own, clip.initialize(config, seed=0), config)
         convert(own, Path(folder, "hf"), "hf")
-        return _ratio(
-            lambda: CLIPModel.from_pretrained(Path(folder, "hf")), lambda: saccade.models.load(Path(folder, "hf"))
-        )
+        yield Path(folder, "hf")
+
+
+def loading():
+    """``saccade.models.load``, against ``from_pretrained``. Both map the file: neither has read every number yet."""
+    usable_torchvision()
+    from transformers import CLIPModel
+
+    import saccade.models
+
+    with _clip_in_a_file() as folder:
+        return _ratio(lambda: CLIPModel.from_pretrained(folder), lambda: saccade.models.load(folder))
+
+
+def loading_and_reading():
+    """How much longer than reading the file into memory loading takes with a number read from every page of memory."""
+    import saccade.models
+
+    def loaded():
+        parameters, _ = saccade.models.load(folder)
+        return [x.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].sum() for x in parameters.values()]
+
+    with _clip_in_a_file() as folder:
+        return _ratio(loaded, (folder / "model.safetensors").read_bytes)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ Vaswani et al., "Attention Is All You Need", 2017, equation 1. Decided here and 
 
 import numpy as np
 
-from saccade.reference.precision import compute_dtype, rounded, upcast
+from saccade.reference.precision import compute_dtype, einsum, rounded, upcast
 
 
 def attention(query, key, value, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None, return_lse=False):
@@ -47,7 +47,7 @@ def attention_forward(
     options = dict(mask=mask, causal=causal, key_lengths=key_lengths, scale=scale)
     weights_bhts, lse_bht = attention_weights(query, key, bias=bias, **options)
     _, _, value_bhse = _without_unread_keys(query, key, value, key_lengths)
-    out = rounded(np.einsum("bhts,bhse->bhte", weights_bhts, value_bhse), query)
+    out = rounded(einsum("bhts,bhse->bhte", weights_bhts, value_bhse), query)
     saved = query, key, value, bias, options
     return ((out, lse_bht) if return_lse else out), saved
 
@@ -55,7 +55,7 @@ def attention_forward(
 def attention_weights(query, key, *, mask=None, bias=None, causal=False, key_lengths=None, scale=None):
     """The softmax weights (b, h, t, s) and the log-sum-exp (b, h, t), in float32 at least."""
     query_bhtd, key_bhsd, _ = _without_unread_keys(query, key, key, key_lengths)
-    scores_bhts = _scale(query, scale) * np.einsum("bhtd,bhsd->bhts", query_bhtd, key_bhsd)
+    scores_bhts = _scale(query, scale) * einsum("bhtd,bhsd->bhts", query_bhtd, key_bhsd)
     if bias is not None:
         scores_bhts = scores_bhts + upcast(bias).astype(scores_bhts.dtype)
     scores_bhts = np.where(visible(scores_bhts.shape, mask, causal, key_lengths), scores_bhts, -np.inf)
@@ -83,15 +83,15 @@ def attention_backward(saved, grad_out, grad_lse=None):
     weights_bhts, _ = attention_weights(query, key, bias=bias, **options)
     query_bhtd, key_bhsd, value_bhse = _without_unread_keys(query, key, value, options["key_lengths"])
     grad_out_bhte = upcast(grad_out).astype(weights_bhts.dtype)
-    grad_weights_bhts = np.einsum("bhte,bhse->bhts", grad_out_bhte, value_bhse)
+    grad_weights_bhts = einsum("bhte,bhse->bhts", grad_out_bhte, value_bhse)
     row_sum_bht1 = np.sum(weights_bhts * grad_weights_bhts, axis=-1, keepdims=True)
     if grad_lse is not None:
         row_sum_bht1 = row_sum_bht1 - upcast(grad_lse)[..., None]
     grad_scores_bhts = np.where(weights_bhts == 0, 0, weights_bhts * (grad_weights_bhts - row_sum_bht1))
     scale = _scale(query, options["scale"])
-    grad_query = scale * np.einsum("bhts,bhsd->bhtd", grad_scores_bhts, key_bhsd)
-    grad_key = scale * np.einsum("bhts,bhtd->bhsd", grad_scores_bhts, query_bhtd)
-    grad_value = np.einsum("bhts,bhte->bhse", weights_bhts, grad_out_bhte)
+    grad_query = scale * einsum("bhts,bhsd->bhtd", grad_scores_bhts, key_bhsd)
+    grad_key = scale * einsum("bhts,bhtd->bhsd", grad_scores_bhts, query_bhtd)
+    grad_value = einsum("bhts,bhte->bhse", weights_bhts, grad_out_bhte)
     grad_bias = None if bias is None else rounded(sum_to_shape(grad_scores_bhts, np.shape(bias)), bias)
     return rounded(grad_query, query), rounded(grad_key, key), rounded(grad_value, value), grad_bias
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from saccade.reference.precision import rounded, upcast
+from saccade.reference.precision import einsum, rounded, upcast
 
 
 def conv2d(x, weight, bias=None, *, stride=1, padding=0):
@@ -16,7 +16,7 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0):
 def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0):
     """``conv2d`` and what ``conv2d_backward`` needs."""
     windows = _windows(upcast(x), weight.shape[2:], stride, padding)
-    out = np.einsum("bijcpq,ecpq->bije", windows, upcast(weight))
+    out = einsum("bijcpq,ecpq->bije", windows, upcast(weight))
     out = out if bias is None else out + upcast(bias)
     return rounded(out, x), (x, weight, bias, stride, padding)
 
@@ -26,13 +26,13 @@ def conv2d_backward(saved, grad_out):
     x, weight, bias, stride, padding = saved
     grad = upcast(grad_out)
     windows = _windows(upcast(x), weight.shape[2:], stride, padding)
-    grad_weight = np.einsum("bije,bijcpq->ecpq", grad, windows)
+    grad_weight = einsum("bije,bijcpq->ecpq", grad, windows)
     _, rows, columns, _ = grad.shape
     b, h, w, c = x.shape
     grad_padded = np.zeros((b, h + 2 * padding, w + 2 * padding, c), grad.dtype)
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):
-            share = np.einsum("bije,ec->bijc", grad, upcast(weight)[:, :, i, j])
+            share = einsum("bije,ec->bijc", grad, upcast(weight)[:, :, i, j])
             grad_padded[:, i : i + stride * rows : stride, j : j + stride * columns : stride] += share
     grad_x = grad_padded[:, padding : padding + h, padding : padding + w]
     grad_bias = None if bias is None else rounded(grad.sum((0, 1, 2)), bias)

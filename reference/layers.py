@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from saccade.reference.precision import rounded, upcast
+from saccade.reference.precision import einsum, rounded, upcast
 
 
 def linear(x, weight, bias=None):
@@ -19,7 +19,7 @@ def linear(x, weight, bias=None):
 def linear_forward(x, weight, bias=None):
     """``linear`` and what ``linear_backward`` needs."""
     wide_x, wide_weight, wide_bias = upcast(x, weight, bias)
-    out = np.einsum("...i,oi->...o", wide_x, wide_weight)
+    out = einsum("...i,oi->...o", wide_x, wide_weight)
     return rounded(out if bias is None else out + wide_bias, x), (x, weight, bias)
 
 
@@ -27,8 +27,8 @@ def linear_backward(saved, grad_out):
     """Gradients for x, weight and bias: dX = dY W;  dW = dYᵀ X;  db = sum dY."""
     x, weight, bias = saved
     wide_x, wide_weight, grad = upcast(x, weight, grad_out)
-    grad_x = np.einsum("...o,oi->...i", grad, wide_weight)
-    grad_weight = np.einsum("no,ni->oi", _rows(grad), _rows(wide_x))
+    grad_x = einsum("...o,oi->...i", grad, wide_weight)
+    grad_weight = einsum("no,ni->oi", _rows(grad), _rows(wide_x))
     grad_bias = None if bias is None else rounded(_rows(grad).sum(0), bias)
     return rounded(grad_x, x), rounded(grad_weight, weight), grad_bias
 
@@ -159,7 +159,7 @@ def gelu_gate(x, kind):
     if kind == "tanh":
         c = np.sqrt(x.dtype.type(2) / _pi(x.dtype))
         with np.errstate(over="ignore"):
-            y = 1 / (1 + np.exp(-2 * c * (x + x.dtype.type("0.044715") * x**3)))  # (1 + tanh)/2 without cancelling
+            y = 1 / (1 + np.exp(-2 * c * (x + x.dtype.type("0.044715") * x * x * x)))  # (1 + tanh)/2 without cancelling
         return y, 2 * y * (1 - y) * c * (1 + 3 * x.dtype.type("0.044715") * x**2)
     if kind == "sigmoid":
         factor = x.dtype.type("1.702")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from saccade.reference.precision import rounded, upcast
+from saccade.reference.precision import einsum, rounded, upcast
 
 
 def softmax_cross_entropy(logits, labels, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
@@ -129,7 +129,7 @@ def linear_cross_entropy(hidden, weight, labels, *, ignore_index=-100, label_smo
 def linear_cross_entropy_forward(hidden, weight, labels, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
     """``linear_cross_entropy`` and what ``linear_cross_entropy_backward`` needs."""
     options = dict(ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
-    logits = np.einsum("ne,ke->nk", *upcast(hidden, weight))
+    logits = einsum("ne,ke->nk", *upcast(hidden, weight))
     loss, saved = softmax_cross_entropy_forward(logits, labels, **options)
     return loss, (hidden, weight, saved)
 
@@ -138,8 +138,8 @@ def linear_cross_entropy_backward(saved, grad_loss):
     """Gradients for hidden and weight: dH = dlogits W;  dW = dlogitsᵀ H."""
     hidden, weight, saved_loss = saved
     (grad_logits,) = softmax_cross_entropy_backward(saved_loss, grad_loss)
-    grad_hidden = np.einsum("nk,ke->ne", grad_logits, upcast(weight))
-    grad_weight = np.einsum("nk,ne->ke", grad_logits, upcast(hidden))
+    grad_hidden = einsum("nk,ke->ne", grad_logits, upcast(weight))
+    grad_weight = einsum("nk,ne->ke", grad_logits, upcast(hidden))
     return rounded(grad_hidden, hidden), rounded(grad_weight, weight)
 
 
@@ -213,16 +213,16 @@ def _signs(logits):
 
 
 def _pair_logits(images, texts, logit_scale):
-    products = np.einsum("ie,je->ij", *upcast(images, texts))
+    products = einsum("ie,je->ij", *upcast(images, texts))
     return products * products.dtype.type(logit_scale)
 
 
 def _pair_gradients(images, texts, logit_scale, grad_logits):
     wide_images, wide_texts = upcast(images, texts)
     scale = grad_logits.dtype.type(logit_scale)
-    grad_images = scale * np.einsum("ij,je->ie", grad_logits, wide_texts)
-    grad_texts = scale * np.einsum("ij,ie->je", grad_logits, wide_images)
+    grad_images = scale * einsum("ij,je->ie", grad_logits, wide_texts)
+    grad_texts = scale * einsum("ij,ie->je", grad_logits, wide_images)
     grad_scale = None
     if isinstance(logit_scale, np.ndarray):
-        grad_scale = rounded(np.sum(grad_logits * np.einsum("ie,je->ij", wide_images, wide_texts)), logit_scale)
+        grad_scale = rounded(np.sum(grad_logits * einsum("ie,je->ij", wide_images, wide_texts)), logit_scale)
     return rounded(grad_images, images), rounded(grad_texts, texts), grad_scale

@@ -28,3 +28,9 @@ def upcast(*arrays) -> Any:
 def rounded(x, like) -> Any:
     """``x`` rounded once to the dtype of ``like``; None stays None."""
     return None if x is None else np.asarray(x).astype(np.asarray(like).dtype, copy=False)
+
+
+def einsum(subscripts, first, second):
+    """``np.einsum`` by BLAS where that can, and silent as ``np.einsum`` is where infinities cancel to NaN."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.einsum(subscripts, first, second, optimize=True)

@@ -223,6 +223,28 @@ def test_shards_are_read_as_one(tmp_path):
         load(tmp_path)
 
 
+def test_what_is_mapped_may_be_written_to_and_outlives_its_file(tmp_path):
+    """Also where tensors lie askew in the file, as safetensors allows: those are copied."""
+    config = twins.VIT
+    parameters = {name: x.astype(np.float32) for name, x in drawn(config, np.float64).items()}
+    path = tmp_path / "x.safetensors"
+    save(path, parameters, config)
+    before = path.read_bytes()
+    length = int.from_bytes(before[:8], "little")
+    askew = tmp_path / "askew.safetensors"
+    askew.write_bytes((length + 1).to_bytes(8, "little") + before[8 : 8 + length] + b" " + before[8 + length :])
+    for file in (path, askew):
+        found, _ = load(file)
+        assert all(np.array_equal(found[name], x) and found[name].flags.aligned for name, x in parameters.items())
+        held = file.read_bytes()
+        for x in found.values():
+            x += 1
+        assert file.read_bytes() == held and np.array_equal(load(file)[0]["head.weight"], parameters["head.weight"])
+    found, _ = load(path)
+    save(path, {name: 0 * x for name, x in parameters.items()}, config)
+    assert all(np.array_equal(found[name], x) for name, x in parameters.items())
+
+
 MEMORY = """
 import resource, sys
 import numpy as np

@@ -25,6 +25,10 @@ def load(source, *, variant=None, dtype=None, **told):
     it, a named variant and keywords; two that contradict each other are a ValueError, as are tensors that are
     missing, not expected or of another shape.
 
+    What a safetensors file holds as it is to lie in memory is mapped, copy on write, as safetensors does for PyTorch:
+    arrays may be written to, the file stays as it is, and it must not be overwritten in place while they are in use
+    (``save`` and most programs put a new file there instead).
+
     Args:
         source: a file or folder; or "hf:owner/name", a repository of the Hugging Face Hub, which is downloaded.
         variant: a name from ``saccade.models.variants.VARIANTS``, as "clip-ViT-B/32".

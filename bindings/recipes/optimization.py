@@ -108,7 +108,7 @@ def optimizer_for(model, how):
     """The optimiser of an ``Optimization``."""
     groups = parameter_groups(model, how.weight_decay, how.head_decay, how.decay_positions)
     if how.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=how.peak, betas=how.betas, eps=how.eps)
+        return torch.optim.AdamW(groups, lr=how.peak, betas=how.betas, eps=how.eps, fused=True)
     if how.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=how.peak, momentum=how.betas[0])
     return Adafactor(groups, lr=how.peak, momentum=how.betas[0])

@@ -21,7 +21,7 @@ class Ordinary:
         def compute(*arguments, **options):
             options = {key: value for key, value in options.items() if value is not None}
             outputs, _ = getattr(ordinary, name)(self.way, arguments, options, None)
-            first, *others = (np.asarray(x).astype(self.way.dtype) for x in outputs)
+            first, *others = (np.asarray(x).astype(self.way.dtype, copy=False) for x in outputs)
             return (first, *others) if others else first
 
         return compute

@@ -116,7 +116,8 @@ def varlen_attention(way, arguments, options, cotangents):
 
 def linear(way, arguments, options, cotangents):
     """A product with the transposed weight."""
-    x, weight, bias = (*way.raise_(*arguments), None)[:3]
+    weight = np.asarray(arguments[1])  # as it came: its products find it rounded already
+    x, bias = way.raise_(arguments[0], *arguments[2:3] or (None,))
     flat = x.reshape(-1, x.shape[-1])
     if bias is not None and way.order in ("in order", "reversed"):  # as where the sums start from the bias
         out = way.matmul(flat, transpose(weight), bias)

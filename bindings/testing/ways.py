@@ -39,11 +39,11 @@ class Way:
     def round(self, x):
         """``x`` rounded to the inputs' dtype, in the compute dtype again; noise leaves exact values as they are."""
         x = np.asarray(x)
-        if not self.rounds:
-            return x
+        if not self.rounds or x.dtype == self.dtype:
+            return x.astype(self.core, copy=False)
         if self.core != self.dtype:
             x = self._moved(x, self.jitter * float(ml_dtypes.finfo(self.dtype).eps))
-        return x.astype(self.dtype).astype(self.core)
+        return x.astype(self.dtype, copy=False).astype(self.core, copy=False)
 
     def exp(self, x):
         """exp(x) as an elementary function gives it."""
@@ -72,7 +72,7 @@ class Way:
 
     def raise_(self, *arrays):
         """The arrays in the compute dtype; None stays None."""
-        return tuple(None if x is None else np.asarray(x).astype(self.core) for x in arrays)
+        return tuple(None if x is None else np.asarray(x).astype(self.core, copy=False) for x in arrays)
 
     def sum(self, x, axis):
         """Sum along one axis, kept with length 1."""

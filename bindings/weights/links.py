@@ -98,8 +98,8 @@ def common(dtypes):
 
 
 def fill(names, layout, source, dtypes):
-    """The parameters. What lies in a file as it will lie in memory is read straight into its place, several tensors at
-    once; what is turned, widened or in a container passes through an array of its own, one tensor at a time.
+    """The parameters. What lies in a mapped file as it is to lie in memory stays there; what is packed, turned or
+    widened is copied: from a mapped file several tensors at once, from others, which are read first, one at a time.
 
     Args:
         names: the ``Names``.
@@ -108,34 +108,27 @@ def fill(names, layout, source, dtypes):
         dtypes: our name -> dtype.
     """
     parameters = {name: np.zeros(layout[name][0], dtypes[name]) for name in names.zeros}
-    straight, others = [], []
+    copied = []
     for theirs, parts in names.links.items():
         (ours, view), alone = parts[0], len(parts) == 1
-        if alone and source.read_into is not None and source.dtypes[theirs] == dtypes[ours]:
-            target = view(_place(parameters, ours, layout, dtypes))
-            if target.flags.c_contiguous:
-                straight.append((theirs, target))
-                continue
-        others.append((theirs, parts))
-    with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(lambda pair: source.read_into(*pair), straight))
-    for theirs, parts in others:
+        if alone and view is whole and source.dtypes[theirs] == dtypes[ours]:
+            parameters[ours] = source.read(theirs)
+        else:
+            for ours, _ in parts:
+                parameters.setdefault(ours, np.empty(layout[ours][0], dtypes[ours]))
+            copied.append((theirs, parts))
+
+    def copy(theirs, parts):
         tensor, start = source.read(theirs), 0
         for ours, view in parts:
-            if view is whole and len(parts) == 1 and tensor.dtype == dtypes[ours]:
-                parameters[ours] = tensor
-                continue
-            target = view(_place(parameters, ours, layout, dtypes))
+            target = view(parameters[ours])
             target[...] = tensor if len(parts) == 1 else tensor[start : start + len(target)]
             start += len(target) if len(parts) > 1 else 0
+        source.release(theirs)
+
+    with ThreadPoolExecutor(READERS if source.mapped else 1) as pool:
+        list(pool.map(lambda pair: copy(*pair), copied))
     return {name: parameters[name] for name in layout}
-
-
-def _place(parameters, name, layout, dtypes):
-    """The parameter of that name, made when it is first asked for."""
-    if name not in parameters:
-        parameters[name] = np.empty(layout[name][0], dtypes[name])
-    return parameters[name]
 
 
 def joined(names, parameters, theirs):

@@ -1,16 +1,19 @@
-"""safetensors: read one tensor at a time into an array of its own, written one tensor at a time.
+"""safetensors: arrays lie in the mapped file until they are written to; written one tensor at a time.
 
-The library checks that a header is sound and covers the file; its own reading and writing would hold a model twice.
+The library checks that a header is sound and covers the file; its own reading copies what NumPy could read where it
+lies, and its writing would hold a model twice.
 """
 
 import json
+import math
+import mmap
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
 from saccade.files import replacing
-from saccade.weights.sources import Source, malformed, read_array
+from saccade.weights.sources import Source, malformed
 
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
@@ -20,7 +23,9 @@ _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 class Safetensors(Source):
-    """A safetensors file."""
+    """A safetensors file, mapped copy on write: its arrays can be written to, which leaves the file as it is."""
+
+    mapped = True
 
     def __init__(self, path):
         with malformed(path, safetensors.SafetensorError, UnicodeError), safetensors.safe_open(path, "np"):
@@ -28,6 +33,8 @@ class Safetensors(Source):
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._bytes.madvise(mmap.MADV_WILLNEED)
         metadata = header.pop("__metadata__", None)
         unknown = sorted({entry["dtype"] for entry in header.values()} - DTYPES.keys())
         if unknown:
@@ -36,10 +43,13 @@ class Safetensors(Source):
         super().__init__(path, {n: (entry["shape"], DTYPES[entry["dtype"]]) for n, entry in header.items()}, metadata)
 
     def read(self, name):
-        return read_array(self.where, self._starts[name], np.empty(self.shapes[name], self.dtypes[name]))
+        found = np.ndarray(self.shapes[name], self.dtypes[name], self._bytes, self._starts[name])
+        return found if found.flags.aligned else found.copy()
 
-    def read_into(self, name, x):
-        read_array(self.where, self._starts[name], x)
+    def release(self, name):
+        start = self._starts[name] // mmap.PAGESIZE * mmap.PAGESIZE
+        length = self._starts[name] - start + math.prod(self.shapes[name]) * self.dtypes[name].itemsize
+        self._bytes.madvise(mmap.MADV_DONTNEED, start, length)
 
 
 def write(path, entries, arrays, metadata):

@@ -14,7 +14,6 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -38,11 +37,11 @@ class Source:
 
     ``where`` is the path, ``shapes`` the shape of every tensor by name, ``dtypes`` its dtype, ``metadata`` what the
     file says of itself, strings by name, and ``beside`` the JSON files beside it, by name. ``read(name)`` gives an
-    array of its own.
+    array that may be written to; ``release(name)`` says that it was copied, before any other is written to.
     """
 
     exact_gelu = None  # of an archive with modules in it: whether theirs is torch's own
-    read_into: Any = None  # (name, array): reads straight into an array, where a format allows it
+    mapped = False  # whether tensors lie in the file as in memory, so that reading one costs nothing yet
 
     def __init__(self, where, entries, metadata=None):
         self.where = str(where)
@@ -53,6 +52,9 @@ class Source:
 
     def read(self, name):
         raise NotImplementedError
+
+    def release(self, name):
+        """Of a mapped file, the tensor's pages are held no longer."""
 
 
 @contextlib.contextmanager
@@ -89,12 +91,13 @@ class Shards(Source):
         if absent:
             raise ValueError(f"{index}: {', '.join(absent)} not in the files that it names")
         super().__init__(index, {name: (s.shapes[name], s.dtypes[name]) for name, s in self._of.items()})
-
-        if all(source.read_into is not None for source in self._files.values()):
-            self.read_into = lambda name, x: self._of[name].read_into(name, x)
+        self.mapped = all(source.mapped for source in self._files.values())
 
     def read(self, name):
         return self._of[name].read(name)
+
+    def release(self, name):
+        self._of[name].release(name)
 
 
 class Npz(Source):
