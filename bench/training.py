@@ -122,4 +122,5 @@ def steps(model, dtype):
         lambda module: Mixed(module, dtype) if narrow else module, dtype
     )
     context = (lambda: torch.autocast("cpu", dtype)) if narrow else contextlib.nullcontext
-    return _step(*theirs, context), _step(*ours)
+    (their_module, their_loss), (our_module, our_loss) = theirs, ours
+    return _step(their_module, their_loss, context), _step(our_module, our_loss)

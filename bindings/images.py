@@ -22,8 +22,8 @@ class Preprocessing:
     """From pictures of any size to (height, width).
 
     ``keep_ratio``: the shorter side becomes ``size`` divided by ``crop``, and the middle is cut out; otherwise both
-    sides become ``size``. ``method`` is Pillow's "bicubic" or "bilinear", which average where they shrink, or
-    "point_bilinear", which does not (``tf.image.resize``).
+    sides become ``size``. ``method`` is Pillow's "bicubic" or "bilinear", which average where they shrink (those of
+    ``saccade.reference.images``), or "point_bilinear", which does not (``tf.image.resize``).
     """
 
     height: int
@@ -64,36 +64,44 @@ def imagegpt(size=32):
 
 
 def preprocess(images, how):
-    """uint8 (b, height, width, 3) of images of any sizes, uint8 (h, w, 3), by a ``Preprocessing``."""
-    out = np.empty((len(images), how.height, how.width, 3), np.uint8)
-    for row, image in zip(out, images, strict=True):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ValueError(f"preprocess: an image of {image.dtype} {image.shape}, expected uint8 (h, w, 3)")
-        row[...] = _one(image, how)
+    """uint8 (b, height, width, 3) of images by a ``Preprocessing``.
+
+    Args:
+        images: uint8 (h, w, 3) each, of any sizes; or b of one size in one array, which are resized together.
+        how: a ``Preprocessing``.
+    """
+    batches = [images] if isinstance(images, np.ndarray) and images.ndim == 4 else [image[None] for image in images]
+    out, start = np.empty((len(images), how.height, how.width, 3), np.uint8), 0
+    for batch in batches:
+        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3 or 0 in batch.shape[1:]:
+            raise ValueError(f"preprocess: an image of {batch.dtype} {batch.shape[1:]}, expected uint8 (h, w, 3)")
+        out[start : start + len(batch)] = _prepared(batch, how)
+        start += len(batch)
     return out
 
 
-def _one(image, how):
+def _prepared(images, how):
     if not how.keep_ratio:
-        return _resized(image, how.height, how.width, how.method)
-    h, w = image.shape[:2]
+        return _resized(images, how.height, how.width, how.method)
+    h, w = images.shape[1:3]
     short = math.floor(min(how.height, how.width) / how.crop)
     if h <= w:
-        image = _resized(image, short, int(short * w / h), how.method)
+        images = _resized(images, short, int(short * w / h), how.method)
     else:
-        image = _resized(image, int(short * h / w), short, how.method)
-    top, left = (round((have - want) / 2) for have, want in zip(image.shape, (how.height, how.width), strict=False))
-    return image[top : top + how.height, left : left + how.width]
+        images = _resized(images, int(short * h / w), short, how.method)
+    have = images.shape[1:3]
+    top, left = (round((a - b) / 2) for a, b in zip(have, (how.height, how.width), strict=True))
+    return images[:, top : top + how.height, left : left + how.width]
 
 
-def _resized(image, height, width, method):
-    if image.shape[:2] == (height, width):
-        return image
+def _resized(images, height, width, method):
+    if images.shape[1:3] == (height, width):
+        return images
     if method == "point_bilinear":
-        return np.round(_between(_between(image, 0, height), 1, width)).astype(np.uint8)
-    Image = _pillow().Image
-    resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[method]
-    return np.asarray(Image.fromarray(image).resize((width, height), resample))
+        return np.round(_between(_between(images, 1, height), 2, width)).astype(np.uint8)
+    from saccade.kernels.numba.images import resize
+
+    return resize(images, height, width, method=method)
 
 
 def _between(x, axis, new):
@@ -101,7 +109,7 @@ def _between(x, axis, new):
     old = x.shape[axis]
     at = np.clip((np.arange(new, dtype=np.float32) + 0.5) * (old / new) - 0.5, 0, old - 1)
     low = np.floor(at).astype(int)
-    share = (at - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    share = (at - low).astype(np.float32).reshape((-1, 1, 1) if axis == 1 else (1, -1, 1))
     return x.take(low, axis) * (1 - share) + x.take(np.minimum(low + 1, old - 1), axis) * share
 
 

@@ -8,6 +8,7 @@ merges the tokenizer spells bytes, and needs no file.
 import gzip
 import html
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 CLIP_MERGES = 48_894
 CONTEXT = 77
+IN_A_FOLDER = ("merges.txt", "tokenizer.json")
+KEPT = 1 << 20  # words whose ids are remembered
 
 # Specials, English contractions, letters, single digits, and runs of anything else but space.
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -47,7 +50,7 @@ class Tokenizer:
         self._ids = {symbol: i for i, symbol in enumerate(self.vocabulary)}
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._pattern = self._regex.compile(_PIECES, self._regex.IGNORECASE)
-        self._cache = {START: [self._ids[START]], END: [self._ids[END]]}
+        self._words = {}
 
     @classmethod
     def from_file(cls, path, limit=CLIP_MERGES):
@@ -56,6 +59,30 @@ class Tokenizer:
         lines = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8").splitlines()
         lines = lines[1:] if lines and "#version" in lines[0] else lines
         return cls(line.split() for line in lines[:limit] if line)
+
+    @classmethod
+    def load(cls, source):
+        """That of a checkpoint: ``merges.txt`` or ``tokenizer.json`` in a folder; or of "hf:owner/name", a repository
+        of the Hugging Face Hub, from which it is downloaded."""
+        folder = Path(source)
+        if str(source).startswith("hf:"):
+            from saccade.weights.hub import fetch_first
+
+            folder = fetch_first(str(source), IN_A_FOLDER).parent
+        merges, table = (folder / name for name in IN_A_FOLDER)
+        if merges.is_file():
+            return cls.from_file(merges)
+        if not table.is_file():
+            raise ValueError(f"{folder}: none of {', '.join(IN_A_FOLDER)}, which would hold a tokenizer")
+        try:
+            model = json.loads(table.read_bytes())["model"]
+            found = cls(pair.split() if isinstance(pair, str) else pair for pair in model["merges"])
+            alike = model["vocab"] == found._ids
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{table}: malformed ({type(error).__name__}: {error})") from None
+        if not alike:
+            raise ValueError(f"{table}: its ids are not laid out as CLIP's")
+        return found
 
     @classmethod
     def clip(cls):
@@ -84,7 +111,10 @@ class Tokenizer:
         """The ids of a text, without start and end. The specials' own spellings in a text give their ids."""
         if not isinstance(text, str):
             raise TypeError(f"Tokenizer.encode: a {type(text).__name__}, expected a str")
-        return [i for piece in self._pattern.findall(self.clean(text)) for i in self._piece(piece)]
+        ids = []
+        for word in (text.lower() if _plain(text) else self.clean(text)).split(" "):
+            ids += self._words.get(word) or self._word(word)
+        return ids
 
     def decode(self, ids):
         """The text of ids, specials included, with a space after every word; broken UTF-8 is replaced by U+FFFD."""
@@ -125,12 +155,19 @@ class Tokenizer:
         text = html.unescape(html.unescape(self._ftfy.fix_text(text))).strip()
         return self._regex.sub(r"\s+", " ", text).strip().lower()
 
+    def _word(self, word):
+        """The ids of what stands between two spaces; none of its pieces reaches further."""
+        if len(self._words) > KEPT:
+            self._words.clear()
+        self._words[word] = [i for piece in self._pattern.findall(word) for i in self._piece(piece)]
+        return self._words[word]
+
     def _piece(self, piece):
-        if piece not in self._cache:
-            symbols = [self._bytes[byte] for byte in piece.encode("utf-8")]
-            symbols[-1] += WORD_END
-            self._cache[piece] = [self._ids[symbol] for symbol in self._merged(symbols)]
-        return self._cache[piece]
+        if piece in (START, END):
+            return [self._ids[piece]]
+        symbols = [self._bytes[byte] for byte in piece.encode("utf-8")]
+        symbols[-1] += WORD_END
+        return [self._ids[symbol] for symbol in self._merged(symbols)]
 
     def _merged(self, symbols):
         """Merge the pair of lowest rank wherever it occurs, until no pair has a rank."""
@@ -146,6 +183,11 @@ class Tokenizer:
                     i += 1
             symbols = merged
         return symbols
+
+
+def _plain(text):
+    """Whether ``clean`` would change nothing in a text but its case and repeated spaces."""
+    return text.isascii() and text.isprintable() and "&" not in text
 
 
 def _extras():

@@ -3,7 +3,9 @@
 The processes are told of each other as torchrun would; what a program returns on rank 0 is saved in a file.
 """
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,8 +16,8 @@ import torch
 E = 5
 
 
-def together(program, count, folder, *arguments):
-    """What ``program`` returns on rank 0 of ``count`` processes."""
+def together(program, count, folder, *arguments, dies=False):
+    """What ``program`` returns on rank 0 of ``count`` processes, or None if it is to die."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -27,6 +29,10 @@ def together(program, count, folder, *arguments):
         for rank in range(count)
     ]
     errors = [process.communicate(timeout=300)[1].decode() for process in running]
+    if dies:
+        codes = {process.returncode for process in running}  # who waits for one that is dead fails otherwise
+        assert -signal.SIGKILL in codes and 0 not in codes, "\n".join(errors)
+        return None
     assert not any(process.returncode for process in running), "\n".join(errors)
     return torch.load(out, weights_only=True)
 
@@ -69,12 +75,44 @@ def losses(ranks, each):
     return found
 
 
-def pretraining(ranks, source, out):
+def pretraining(ranks, source, out, changes="{}", dies_at=None):
     """A run of ``saccade pretrain clip``; by SGD, which does not enlarge what rounding changes."""
     from test_recipes_clip import tiny_run
 
-    tiny_run(source, out, optimizer="sgd")
+    from saccade.recipes.pretraining import Run
+
+    step_of = Run._step
+
+    def step(run, batch):
+        if run.step == int(dies_at or -1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step_of(run, batch)
+
+    Run._step = step
+    tiny_run(source, out, **{"optimizer": "sgd", **json.loads(changes)})
     return {}
+
+
+def adafactor(ranks):
+    """Three steps of Adafactor on parameters that are whole, and on the same in shards, some of no rows."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    from saccade.recipes.optimization import Adafactor
+
+    mesh, found = init_device_mesh("cpu", (ranks.count,)), []
+    for sharded in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        made = [torch.randn(*shape, generator=generator) for shape in ((33, 40), (64, 32), (1, 5), (7,), (2, 40, 33))]
+        place = (lambda x: distribute_tensor(x, mesh, [Shard(0)])) if sharded else (lambda x: x)
+        parameters = [torch.nn.Parameter(place(x)) for x in made]
+        optimizer = Adafactor(parameters, lr=0.1, weight_decay=0.1)
+        for _ in range(3):
+            for x in parameters:
+                x.grad = place(torch.randn(*x.shape, generator=generator))
+            optimizer.step()
+        found.append([x.detach().full_tensor() if sharded else x.detach() for x in parameters])
+    return found
 
 
 def palette(ranks, source, out):
@@ -94,3 +132,5 @@ if __name__ == "__main__":
         result = globals()[sys.argv[1]](ranks, *sys.argv[3:])
         if ranks.rank == 0:
             torch.save(result, sys.argv[2])
+    # as Python ends, one of torch's threads aborts the process once in 20 times after collectives of DTensors
+    os._exit(0)

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 import twins
+from hypothesis import given, strategies as st
 from PIL import Image
 
 from saccade import Palette, images
+from saccade.kernels.numba import images as numba_images
 from saccade.models.clip import MEAN, STD
+from saccade.reference import images as reference_images
 
 RNG = np.random.default_rng(0)
 SIZES = [(50, 71), (71, 50), (64, 64), (20, 33), (200, 40)]
@@ -208,6 +211,36 @@ def test_imagegpts_tokens_are_hugging_faces(size):
     theirs = processor(images=Image.fromarray(image), return_tensors="np")["input_ids"][0]
     ours = Palette(centers).encode(images.preprocess([image], images.imagegpt(8))[0]).ravel()
     assert np.array_equal(ours, theirs)
+
+
+SIDES = st.integers(1, 70)
+
+
+@given(st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES), st.sampled_from(["bicubic", "bilinear"]), st.integers(0, 9))
+def test_resized_pictures_are_pillows_bit_by_bit(old, new, method, seed):
+    made = np.random.default_rng(seed).integers(0, 256, (2, *old, 3)).astype(np.uint8)
+    resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[method]
+    theirs = np.stack([np.asarray(Image.fromarray(one).resize(new[::-1], resample)) for one in made])
+    assert np.array_equal(reference_images.resize(made, *new, method=method), theirs)
+    assert np.array_equal(numba_images.resize(made, *new, method=method), theirs)
+    assert np.array_equal(numba_images.resize(made[:, ::-1, ::-1], *new, method=method)[0, -1, -1], np.asarray(
+        Image.fromarray(np.ascontiguousarray(made[0, ::-1, ::-1])).resize(new[::-1], resample))[-1, -1])  # fmt: skip
+
+
+def test_a_large_picture_is_pillows_bit_by_bit():
+    """More weights than a small one has, and more rows than are taken at a time."""
+    made = np.random.default_rng(0).integers(0, 2, (1, 1001, 1403, 3)).astype(np.uint8) * 255
+    theirs = np.asarray(Image.fromarray(made[0]).resize((32, 24), Image.Resampling.BICUBIC))
+    assert np.array_equal(numba_images.resize(made, 24, 32)[0], theirs)
+
+
+@pytest.mark.parametrize(
+    "how", [images.clip(16), images.siglip(16), images.vit_google(16)], ids=["clip", "siglip", "vit"]
+)
+def test_images_of_one_size_may_come_in_one_array(how):
+    made = np.stack([smooth(40, 30), smooth(40, 30)[::-1], smooth(40, 30)[:, ::-1]])
+    assert np.array_equal(images.preprocess(made, how), images.preprocess(list(made), how))
+    assert images.preprocess(made[:0], how).shape == (0, 16, 16, 3)
 
 
 def test_what_is_no_image_is_refused():

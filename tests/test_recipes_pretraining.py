@@ -1,6 +1,7 @@
 """Pre-training: what is minimised, interruptions, parts of a batch, 16 bits, logs and checkpoints."""
 
 import json
+import pickle
 import signal
 from dataclasses import replace
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from test_cli import invoke
+from torch.distributed import checkpoint
 
 from saccade.palette import Palette
-from saccade.recipes import checkpoints, pretrain_imagegpt, saved
+from saccade.recipes import pretrain_imagegpt, saved
 from saccade.recipes.data import Arrays
 from saccade.recipes.optimization import Optimization
 from saccade.recipes.pretraining import Stopped, Training, pretrain
@@ -116,6 +118,35 @@ def test_bert_masks_some_pixels_and_learns_them(pixels, tmp_path):
     assert losses(tmp_path)[40] < 0.9 * losses(tmp_path)[1]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recomputed_activations_give_the_same_run(pixels, tmp_path, precision):
+    source = Arrays(pixels / "a.npz")
+    runs = []
+    for recompute in (False, True):
+        how = training(precision=precision, recompute=recompute)
+        runs.append(pretrain(objective_of(pixels, dropout=0.1), source, tmp_path / str(recompute), how, log_every=1))
+    assert same(*runs) and losses(tmp_path / "False") == losses(tmp_path / "True")
+
+
+def test_recomputing_keeps_the_inputs_of_blocks_alone(pixels):
+    tokens, model = torch.zeros(4, 16, dtype=torch.int64), objective_of(pixels).model.train()
+
+    def kept(recomputes):
+        model.recomputes, found = recomputes, []
+
+        def keep(x):
+            found.append(x.nbytes * (x.data_ptr() not in own))
+            return x
+
+        own = {x.data_ptr() for x in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            model.loss(tokens)
+        return sum(found)
+
+    block_inputs = TINY["depth"] * 4 * 16 * TINY["width"] * 4
+    assert block_inputs < kept(True) < kept(False) - 5 * block_inputs
+
+
 @pytest.mark.parametrize("objective", ["autoregressive", "masked"])
 def test_parts_of_a_batch_give_its_gradients(pixels, objective):
     source, rng = Arrays(pixels / "a.npz"), np.random.default_rng(0)
@@ -149,9 +180,22 @@ def test_a_term_signal_saves_and_leaves(pixels, tmp_path):
     assert same(resumed, whole)
 
 
+def the_checkpoint(folder):
+    (found,) = (folder / "checkpoints").iterdir()
+    return found
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in the_checkpoint(folder).iterdir()}
+
+
 def test_a_checkpoint_survives_a_write_that_fails(pixels, tmp_path, monkeypatch):
-    pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
-    before = (tmp_path / "checkpoint.pt").read_bytes()
+    settings = training(steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        broken = Breaking(pixels / "a.npz", 13, KeyboardInterrupt)
+        pretrain(objective_of(pixels), broken, tmp_path, settings, save_every=3)
+    before = contents(tmp_path)
+    save = torch.save
 
     def full(state, file):
         file.write(b"half")
@@ -159,19 +203,54 @@ def test_a_checkpoint_survives_a_write_that_fails(pixels, tmp_path, monkeypatch)
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoints.write(tmp_path / "checkpoint.pt", {})
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before and not list(tmp_path.glob(".*"))
+        pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, settings, save_every=3)
+    monkeypatch.setattr(torch, "save", save)
+    after = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert after == {"step-000000003", ".step-000000004"}
+    pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, settings, save_every=3)
+    assert before.keys() == contents(tmp_path).keys() and the_checkpoint(tmp_path).name == "step-000000004"
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(pixels, tmp_path):
-    pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
+    def again(**changes):
+        pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(**{"steps": 2, **changes}))
+
+    again()
     with pytest.raises(ValueError, match=r"of a run with batch=4, not 8: choose another folder"):
-        pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2, batch=8))
+        again(batch=8)
     other = objective_of(pixels)
     other.options["palette"] = [[0.0, 0.0, 0.0]]
     with pytest.raises(ValueError, match=r"of a run with objective="):
         pretrain(other, Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
-    (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
+    for name, data in contents(tmp_path).items():
+        path = the_checkpoint(tmp_path) / name
+        for damaged in (data[: len(data) // 2], b""):
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match="not a whole checkpoint"):
+                again()
+        path.unlink()
+        with pytest.raises(ValueError, match="not a whole checkpoint"):
+            again()
+        path.write_bytes(data)
+    again()
+
+
+class Hostile:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('it ran')",)
+
+
+@pytest.mark.parametrize("place", ["the list of contents", "an item", "the rest"])
+def test_a_checkpoint_runs_nothing(pixels, tmp_path, place):
+    pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
+    folder = the_checkpoint(tmp_path)
+    if place == "the list of contents":
+        (folder / ".metadata").write_bytes(pickle.dumps(Hostile()))
+    elif place == "an item":
+        (folder / ".metadata").unlink()
+        checkpoint.save({"optimizer.x": Hostile()}, checkpoint_id=folder, no_dist=True)
+    else:
+        (folder / "run.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
     with pytest.raises(ValueError, match="not a whole checkpoint"):
         pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
 
@@ -180,7 +259,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(pixels, tmp_p
     how = training(optimization=Optimization(peak=1e30, schedule="constant"))
     with pytest.raises(ValueError, match="a lower learning rate"):
         pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, how, log_every=1)
-    assert not (tmp_path / "checkpoint.pt").exists()
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_broken_samples_are_named_in_the_log(pixels, tmp_path):

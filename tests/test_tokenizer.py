@@ -1,13 +1,16 @@
 """The tokenizer: OpenAI's ids from OpenAI's merges, and what holds for any merges."""
 
+import gzip
 import importlib.util
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import twins
 from hypothesis import given, strategies as st
 
+from saccade import tokenizer
 from saccade.tokenizer import END, START, Tokenizer
 
 MERGES = Path(importlib.util.find_spec("open_clip").submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
@@ -83,8 +86,8 @@ def test_without_merges_ids_are_bytes(spelling):
     ],
 )
 def test_merges_apply_lowest_rank_first_everywhere_from_the_left(merges, text, symbols):
-    tokenizer = Tokenizer(merges)
-    assert [tokenizer.vocabulary[i] for i in tokenizer.encode(text)] == symbols
+    made = Tokenizer(merges)
+    assert [made.vocabulary[i] for i in made.encode(text)] == symbols
 
 
 @given(st.text(max_size=40))
@@ -92,6 +95,48 @@ def test_decoding_gives_the_pieces_back(spelling, text):
     cleaned = spelling.clean(text)
     decoded = spelling.decode(spelling.encode(text))
     assert "".join(decoded.split()) == "".join(cleaned.split()) or "</w>" in cleaned
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127), max_size=40))
+def test_plain_text_is_what_cleaning_leaves(spelling, text):
+    """A text that needs none is not cleaned: as if it had been."""
+    assert spelling.encode(text) == spelling.encode(spelling.clean(text) + "\u00a0")
+
+
+def test_more_words_than_are_kept_have_their_ids_too(monkeypatch):
+    monkeypatch.setattr(tokenizer, "KEPT", 2)
+    spelling = Tokenizer()
+    assert spelling.encode("a b c d a") == [spelling.vocabulary.index(f"{x}</w>") for x in "abcda"]
+    assert len(spelling._words) <= 3
+
+
+def test_a_checkpoints_folder_has_its_tokenizer(clip, tmp_path):
+    """As OpenAI's repositories have it, and as transformers writes it."""
+    lines = gzip.decompress(MERGES.read_bytes()).decode().splitlines()
+    (tmp_path / "merges.txt").write_text("\n".join(lines[: 1 + tokenizer.CLIP_MERGES]))
+    assert Tokenizer.load(tmp_path).vocabulary == clip.vocabulary
+    pairs = [tuple(line.split()) for line in lines[1 : 1 + tokenizer.CLIP_MERGES]]
+    ids = {symbol: i for i, symbol in enumerate(clip.vocabulary)}
+    twins.transformers.CLIPTokenizer(vocab=ids, merges=pairs).save_pretrained(tmp_path / "theirs")
+    assert not (tmp_path / "theirs" / "merges.txt").exists()
+    assert Tokenizer.load(tmp_path / "theirs").vocabulary == clip.vocabulary
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (None, "none of merges.txt, tokenizer.json, which would hold a tokenizer"),
+        ("{", "malformed"),
+        ("[]", "malformed"),
+        ('{"model": {"merges": [["a", "b", "c"]], "vocab": {}}}', "malformed.*expected two symbols"),
+        ('{"model": {"merges": ["a b"], "vocab": {"a": 0}}}', "its ids are not laid out as CLIP's"),
+    ],
+)
+def test_what_is_no_tokenizer_is_said(tmp_path, written, message):
+    if written is not None:
+        (tmp_path / "tokenizer.json").write_text(written)
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.load(tmp_path)
 
 
 def test_rows_are_padded_with_0_and_end_with_the_highest_id(clip):
@@ -129,5 +174,5 @@ def test_a_missing_extra_says_what_to_install(monkeypatch):
 def test_merges_are_read_from_plain_files_too(tmp_path):
     path = tmp_path / "merges.txt"
     path.write_text("#version: 0.2\nc a\nca t</w>\n", encoding="utf-8")
-    tokenizer = Tokenizer.from_file(path)
-    assert len(tokenizer) == 516 and tokenizer.encode("cat") == [513]
+    made = Tokenizer.from_file(path)
+    assert len(made) == 516 and made.encode("cat") == [513]

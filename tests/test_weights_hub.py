@@ -21,6 +21,7 @@ def hub(tmp_path):
     """(address, requests): a server of the repository someone/tiny, a Hugging Face ViT."""
     model, _, _ = twins.huggingface_vit()
     model.save_pretrained(tmp_path / "repository")
+    (tmp_path / "repository" / "merges.txt").write_text("#version: 0.2\nc a\n")
     clusters = [[-1, 0, 1], [1, 0, -1]]  # an ImageGPT's, for the palette
     (tmp_path / "repository" / "preprocessor_config.json").write_text(json.dumps({"clusters": clusters}))
     asked = []
@@ -64,7 +65,8 @@ def hub(tmp_path):
 
 
 def run(name, home, call="load({!r})[1].width", **environment):
-    program = f"from saccade.models import load, load_palette; print({call.format(name)})"
+    program = "from saccade.models import load, load_palette; from saccade.tokenizer import Tokenizer"
+    program = f"{program}; print({call.format(name)})"
     environment = dict(os.environ, HF_HOME=str(home), HF_HUB_DISABLE_XET="1", **environment)
     return subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, env=environment)
 
@@ -81,6 +83,8 @@ def test_a_repository_is_downloaded_once_and_found_again_without_a_network(hub, 
     assert not asked
     palette = run("hf:someone/tiny", home, "load_palette({!r}).centers.tolist()", HF_HUB_OFFLINE="1")
     assert palette.stdout.strip() == "[[0.0, 127.5, 255.0], [255.0, 127.5, 0.0]]", palette.stderr
+    done = run("hf:someone/tiny", home, "len(Tokenizer.load({!r}))", HF_ENDPOINT=address)
+    assert done.stdout.strip() == "515", done.stderr
     done = run("hf:someone/other", home, HF_ENDPOINT=address)
     assert "ValueError: hf:someone/other" in done.stderr
 

@@ -19,9 +19,11 @@ from saccade.recipes.options import (
     PARTS,
     PRECISION,
     RATE,
+    RECOMPUTE,
     SAVE_EVERY,
     SEED,
     SET,
+    SHARD,
     SOURCE,
     STEPS,
     WARM_UP,
@@ -102,15 +104,18 @@ def _pretrain():
         preset: str = typer.Option("igpt-s", help="igpt-s, igpt-m, igpt-l, igpt-xl, igpt-tiny."),
         objective: str = typer.Option("autoregressive", help="autoregressive, or bert with 15 % of pixels masked."),
         out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
-        parts: int = PARTS, learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
-        seed: int = typer.Option(0, help=SEED), held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE,
-        log_every: int = LOG_EVERY, save_every: int = SAVE_EVERY,
+        parts: int = PARTS, shard: bool = SHARD, recompute: bool = RECOMPUTE, learning_rate: float = RATE,
+        warm_up: int = WARM_UP, precision: str = PRECISION, seed: int = typer.Option(0, help=SEED),
+        held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE, log_every: int = LOG_EVERY,
+        save_every: int = SAVE_EVERY,
     ):  # fmt: skip
         """Predict pixels from pixels: ImageGPT."""
         with one_sentence("saccade pretrain imagegpt"):
             from saccade.recipes import pretrain_imagegpt
 
-            settings = _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
+            length = dict(steps=steps, epochs=epochs, batch=batch)
+            saving = dict(parts=parts, shard=shard, recompute=recompute)
+            settings = _settings(changes, learning_rate, warm_up, precision=precision, seed=seed, **length, **saving)
             running = dict(
                 workers=workers, device=device, log_every=log_every, save_every=save_every, held_out=held_out
             )
@@ -126,15 +131,18 @@ def _pretrain():
         classes: int = typer.Option(None, help="How many; for shards, which do not say."),
         least_area: float = LEAST_AREA, mirror: bool = MIRROR,
         out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
-        parts: int = PARTS, learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
-        seed: int = typer.Option(0, help=SEED), held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE,
-        log_every: int = LOG_EVERY, save_every: int = SAVE_EVERY,
+        parts: int = PARTS, shard: bool = SHARD, recompute: bool = RECOMPUTE, learning_rate: float = RATE,
+        warm_up: int = WARM_UP, precision: str = PRECISION, seed: int = typer.Option(0, help=SEED),
+        held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE, log_every: int = LOG_EVERY,
+        save_every: int = SAVE_EVERY,
     ):  # fmt: skip
         """Name pictures, or tell hidden patches' colours: ViT and Scaling ViT."""
         with one_sentence("saccade pretrain vit"):
             from saccade.recipes import pretrain_vit
 
-            settings = _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
+            length = dict(steps=steps, epochs=epochs, batch=batch)
+            saving = dict(parts=parts, shard=shard, recompute=recompute)
+            settings = _settings(changes, learning_rate, warm_up, precision=precision, seed=seed, **length, **saving)
             running = dict(
                 workers=workers, device=device, log_every=log_every, save_every=save_every, held_out=held_out
             )
@@ -153,15 +161,18 @@ def _pretrain():
         image_column: str = typer.Option(None, help="Of a table: where a row names its picture; image if not given."),
         caption_column: str = typer.Option(None, help="Of a table: where its caption stands; caption if not given."),
         out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
-        parts: int = PARTS, learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
-        seed: int = typer.Option(0, help=SEED), held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE,
-        log_every: int = LOG_EVERY, save_every: int = SAVE_EVERY,
+        parts: int = PARTS, shard: bool = SHARD, recompute: bool = RECOMPUTE, learning_rate: float = RATE,
+        warm_up: int = WARM_UP, precision: str = PRECISION, seed: int = typer.Option(0, help=SEED),
+        held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE, log_every: int = LOG_EVERY,
+        save_every: int = SAVE_EVERY,
     ):  # fmt: skip
         """Tell which caption belongs to which picture: CLIP and SigLIP."""
         with one_sentence("saccade pretrain clip"):
             from saccade.recipes import pretrain_clip
 
-            settings = _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
+            length = dict(steps=steps, epochs=epochs, batch=batch)
+            saving = dict(parts=parts, shard=shard, recompute=recompute)
+            settings = _settings(changes, learning_rate, warm_up, precision=precision, seed=seed, **length, **saving)
             running = dict(
                 workers=workers, device=device, log_every=log_every, save_every=save_every, held_out=held_out
             )
@@ -173,9 +184,8 @@ def _pretrain():
     return group
 
 
-def _settings(changes, steps, epochs, batch, parts, learning_rate, warm_up, precision, seed):
+def _settings(changes, learning_rate, warm_up, **training):
     """What the options of a pretrain command change in a preset."""
-    training = dict(steps=steps, epochs=epochs, batch=batch, parts=parts, precision=precision, seed=seed)
     optimization = dict(peak=learning_rate, warm_up=warm_up)
     given = [{name: x for name, x in one.items() if x is not None} for one in (training, optimization)]
     return {"model": dict(map(_change, changes)), "training": given[0], "optimization": given[1]}
@@ -203,15 +213,18 @@ def _finetune(app):
         dropout: float = typer.Option(0.0, help="Of a ViT."),
         least_area: float = LEAST_AREA, mirror: bool = MIRROR,
         out: Path = OUT, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH, parts: int = PARTS,
-        learning_rate: float = RATE, warm_up: int = WARM_UP, precision: str = PRECISION,
-        seed: int = typer.Option(0, help=SEED), held_out: str = HELD_OUT, workers: int = WORKERS, device: str = DEVICE,
+        shard: bool = SHARD, recompute: bool = RECOMPUTE, learning_rate: float = RATE, warm_up: int = WARM_UP,
+        precision: str = PRECISION, seed: int = typer.Option(0, help=SEED), held_out: str = HELD_OUT,
+        workers: int = WORKERS, device: str = DEVICE,
         log_every: int = LOG_EVERY, save_every: int = SAVE_EVERY,
     ):  # fmt: skip
         """Train all of a model, with a new head, to name classes: ViT, CLIP's ViT, ImageGPT."""
         with one_sentence("saccade finetune"):
             from saccade.recipes import finetune
 
-            settings = _settings([], steps, epochs, batch, parts, learning_rate, warm_up, precision, seed)
+            length = dict(steps=steps, epochs=epochs, batch=batch)
+            saving = dict(parts=parts, shard=shard, recompute=recompute)
+            settings = _settings([], learning_rate, warm_up, precision=precision, seed=seed, **length, **saving)
             running = dict(
                 workers=workers, device=device, log_every=log_every, save_every=save_every, held_out=held_out
             )

@@ -4,6 +4,7 @@ import contextlib
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,5 +70,8 @@ class Mixed(nn.Module):
 
 
 def synchronized(call, last):
-    """A context in which DDP averages gradients over ranks only for the last part of a batch."""
+    """A context in which gradients are averaged over ranks only for the last part of a batch."""
+    if isinstance(call, FSDPModule):
+        call.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
     return contextlib.nullcontext() if last or not hasattr(call, "no_sync") else call.no_sync()

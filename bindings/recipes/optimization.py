@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch.distributed.tensor import DTensor, Replicate
 
 
 def _warm(step, warm_up):
@@ -163,25 +164,33 @@ class Adafactor(torch.optim.Optimizer):
             if rows is None:
                 state["second"] = torch.zeros_like(gradient)
             else:
-                state["by_row"] = torch.zeros_like(gradient.mean(columns, keepdim=True))
-                state["by_column"] = torch.zeros_like(gradient.mean(rows, keepdim=True))
+                state["by_row"] = torch.zeros_like(_mean(gradient, columns))
+                state["by_column"] = torch.zeros_like(_mean(gradient, rows))
         state["step"] += 1
         share = 1 - min(0.999, 1 - state["step"] ** -0.8)
         squares = gradient.square() + 1e-30
         if rows is None:
             update = gradient * state["second"].lerp_(squares, share).rsqrt()
         else:
-            by_row = state["by_row"].lerp_(squares.mean(columns, keepdim=True), share)
-            by_column = state["by_column"].lerp_(squares.mean(rows, keepdim=True), share)
-            update = gradient * (by_row / by_row.mean(rows, keepdim=True)).rsqrt() * by_column.rsqrt()
+            by_row = state["by_row"].lerp_(_mean(squares, columns), share)
+            by_column = state["by_column"].lerp_(_mean(squares, rows), share)
+            update = gradient * (by_row / _mean(by_row, rows)).rsqrt() * by_column.rsqrt()
         momentum = state["momentum"].lerp_(update.bfloat16(), 1 - group["momentum"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(momentum.to(parameter), alpha=-group["lr"])
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(momentum.to(parameter.dtype), alpha=-group["lr"])
 
     def load_state_dict(self, state_dict):
         """As of any optimiser; the momentum, which torch widens to the parameter's dtype, is bfloat16 again."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
             state["momentum"] = state["momentum"].bfloat16()
+
+
+def _mean(x, axis):
+    """The mean along one axis, which stays; of a tensor in shards, over those of all ranks."""
+    mean = x.sum(axis, keepdim=True) / x.shape[axis]
+    if not isinstance(mean, DTensor):
+        return mean
+    return mean.redistribute(placements=[Replicate() if one.is_partial() else one for one in mean.placements])
 
 
 def _factored(shape, least):

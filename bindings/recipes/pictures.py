@@ -13,7 +13,7 @@ import saccade
 from saccade import images
 from saccade.models import clip, load, vit
 from saccade.models.resnet import ResNetConfig
-from saccade.tokenizer import Tokenizer
+from saccade.tokenizer import IN_A_FOLDER, Tokenizer
 from saccade.weights.facts import facts_of, kind_of
 from saccade.weights.sources import open_source
 
@@ -61,15 +61,15 @@ class PictureModel:
         return clip.encode_texts(self.parameters, tokens, self.config, saccade)
 
     def tokenizer(self):
-        """From ``merges.txt`` beside the checkpoint, or OpenAI's from open_clip's package."""
+        """That beside the checkpoint, or OpenAI's from open_clip's package."""
         if self.config.logit_bias is not None:
             raise ValueError("the texts of a SigLIP need a tokenizer that saccade does not have")
-        merges = self.folder / "merges.txt"
-        tokenizer = Tokenizer.from_file(merges) if merges.is_file() else Tokenizer.clip()
+        beside = any((self.folder / name).is_file() for name in IN_A_FOLDER)
+        tokenizer = Tokenizer.load(self.folder) if beside else Tokenizer.clip()
         if len(tokenizer) != self.config.text.vocabulary:
             raise ValueError(
                 f"the tokenizer has {len(tokenizer)} ids but the model {self.config.text.vocabulary}: expected "
-                f"its merges in {merges}"
+                f"its merges in {self.folder / IN_A_FOLDER[0]}"
             )
         return tokenizer
 

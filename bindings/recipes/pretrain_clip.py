@@ -17,11 +17,11 @@ from saccade.models.resnet import ResNetConfig
 from saccade.models.transformer import under
 from saccade.recipes import saved
 from saccade.recipes.captions import Captioned, Captions, Words, tokenizer_of
-from saccade.recipes.checkpoints import random_state, set_random_state
 from saccade.recipes.data import open_source
 from saccade.recipes.objectives import synchronized
 from saccade.recipes.optimization import Optimization
 from saccade.recipes.pretraining import Training, preset_of, pretrain
+from saccade.recipes.resuming import random_state, set_random_state
 from saccade.torch import CLIP, ring
 
 

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
-from saccade.recipes import checkpoints, saved
+from saccade.recipes import resuming, saved
+from saccade.recipes.checkpoints import Checkpoints
 from saccade.recipes.data import Skipped, open_source
 from saccade.recipes.loading import Loader, once
 from saccade.recipes.logs import Log
@@ -19,6 +23,8 @@ from saccade.recipes.objectives import PRECISIONS, Mixed
 from saccade.recipes.optimization import Optimization, average_of, optimizer_for, scheduler_for
 from saccade.recipes.progress import progress_bar
 from saccade.recipes.ranks import joined
+from saccade.torch.arrays import to_numpy
+from saccade.torch.stages import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,10 @@ class Training:
         epochs: an alternative to ``steps`` for sources that know their length.
         batch: samples a step, over all ranks.
         parts: pieces in which a rank computes its share of a batch, so that it fits in memory; the loss is the same.
+        shard: whether ranks share out parameters, gradients and the optimiser's state (``fully_shard``), instead of
+            each holding all.
+        recompute: whether activations within blocks are computed again in the backward pass instead of kept: the same
+            numbers from less memory.
         precision: "float32", or "bfloat16" or "float16" for 16-bit computation with float32 parameters.
         optimization: an ``Optimization``.
         seed: of everything that is drawn.
@@ -39,6 +49,8 @@ class Training:
     epochs: float | None = None
     batch: int
     parts: int = 1
+    shard: bool = False
+    recompute: bool = False
     precision: str = "float32"
     optimization: Optimization = field(default_factory=Optimization)
     seed: int = 0
@@ -46,6 +58,8 @@ class Training:
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise ValueError(f"Training: {self.precision=}, expected one of {', '.join(PRECISIONS)}")
+        if self.shard and self.precision == "float16":
+            raise ValueError("Training: shard=True with precision='float16', expected float32 or bfloat16")
 
     def changed(self, training, optimization):
         """Another, with changes to its fields and to those of its optimisation, two dictionaries."""
@@ -87,8 +101,9 @@ def pretrain(
 ):  # fmt: skip
     """Train an ``Objective`` on a source, from the checkpoint in the folder ``out`` if there is one.
 
-    Writes ``log.jsonl``, ``checkpoint.pt`` every ``save_every`` steps, and ``model.safetensors`` in the end. An
-    interrupted run goes on with the same numbers, on CPUs bit for bit. SIGTERM saves and leaves.
+    Writes ``log.jsonl``, ``checkpoints`` every ``save_every`` steps, and ``model.safetensors`` in the end. An
+    interrupted run goes on with the same numbers, on CPUs bit for bit; also on another number of ranks, but for what is
+    drawn at random while it computes. SIGTERM saves and leaves.
 
     Args:
         objective: what to minimise.
@@ -123,26 +138,37 @@ class Run:
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed * 1000 + rank)
         objective.to(ranks.device).train()
-        dtype = PRECISIONS[training.precision]
-        self.call = ranks.wrapped(objective if dtype == torch.float32 else Mixed(objective, dtype))
-        how = training.optimization
+        for module in objective.modules():
+            if isinstance(module, Model):
+                module.recomputes = training.recompute
+        dtype, how = PRECISIONS[training.precision], training.optimization
+        self.average = None if how.average is None else average_of(objective.model, how.average)
+        self.sharded = training.shard and ranks.count > 1
+        if self.sharded:
+            self.call = ranks.sharded(objective, dtype)
+            register_fsdp_forward_method(objective, "measures")
+            if self.average is not None:
+                ranks.sharded(self.average, None)
+        else:
+            self.call = ranks.wrapped(objective if dtype == torch.float32 else Mixed(objective, dtype))
         self.optimizer = optimizer_for(objective, how)
         self.scheduler = scheduler_for(self.optimizer, how, self.steps)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype == torch.float16)
-        self.average = None if how.average is None else average_of(objective.model, how.average)
-        # what a GPU or a number of parts changes is rounding alone
-        self.settings = {k: v for k, v in asdict(training).items() if k != "parts"} | {"steps": self.steps}
+        # what a GPU, a number of parts, sharding or recomputation changes is rounding alone
+        kept = {k: v for k, v in asdict(training).items() if k not in ("parts", "shard", "recompute")}
+        self.settings = kept | {"steps": self.steps}
         self.settings["optimization"] = {k: str(v) for k, v in asdict(how).items()}
         self.settings |= {"model": str(objective.model.config), "objective": str(objective.options)}
-        state = checkpoints.read(out / "checkpoint.pt", self.settings)
+        self.checkpoints = Checkpoints(out / "checkpoints", ranks)
+        state = self.checkpoints.rest(self.settings)
         self.step = 0 if state is None else state["step"]
-        self.log = Log(out, self.step, self.console) if rank == 0 else None
         self.loader = Loader(
             source, objective.prepare, share, seed=seed, skipped=Skipped(self._skipped), workers=workers, rank=rank,
             ranks=ranks.count,
         )  # fmt: skip
         if state is not None:
-            self._load(state)
+            resuming.take_up(self, state)
+        self.log = Log(out, self.step, self.console) if rank == 0 else None
 
     def train(self, log_every, save_every):
         """Take the steps that are left; the model."""
@@ -159,6 +185,7 @@ class Run:
                     self._judge()
                     self._save()
                 if stop:
+                    self.checkpoints.finish()
                     self._event("stops", signal=signal.SIGTERM.name)
                     raise Stopped(128 + signal.SIGTERM)
         self._finish()
@@ -172,6 +199,7 @@ class Run:
         self.scaler.unscale_(self.optimizer)
         largest = self.training.optimization.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), largest)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
@@ -193,8 +221,9 @@ class Run:
 
     @torch.no_grad()
     def _judge(self):
-        """Log the means of the objective's measures over the held-out samples, on the first rank alone."""
-        if self.held_out is None or self.log is None:
+        """Log the means of the objective's measures over the held-out samples; the first rank takes them all, and where
+        it has a shard of the model alone, all ranks do."""
+        if self.held_out is None or not (self.sharded or self.ranks.rank == 0):
             return
         self.objective.eval()
         prepare, sums, count = partial(self.objective.prepare, training=False), {}, 0
@@ -208,37 +237,25 @@ class Run:
         if not count:
             raise ValueError(f"{self.held_out.path}: none of its samples can be used")
         means = {f"held_out_{name}": total / count for name, total in sums.items()}
-        self.log.scalars(self.step, **means)
+        if self.log is not None:
+            self.log.scalars(self.step, **means)
         self.console.print(f"step {self.step}: " + ", ".join(f"{name} {x:.4f}" for name, x in means.items()))
 
     def _save(self):
-        own = {"place": self.loader.place, "skipped": self.loader.skipped.count}
-        each = self.ranks.gathered(own | {"random": checkpoints.random_state(self.ranks.device)})
-        if self.ranks.rank == 0:
-            parts = {name: part.state_dict() for name, part in self._parts().items()}
-            state = {"settings": self.settings, "step": self.step, "ranks": each, **parts}
-            checkpoints.write(self.out / "checkpoint.pt", state)
-
-    def _load(self, state):
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        if len(state["ranks"]) != self.ranks.count:
-            raise ValueError(f"the checkpoint is of {len(state['ranks'])} ranks, not {self.ranks.count}")
-        own = state["ranks"][self.ranks.rank]
-        self.loader.place, self.loader.skipped.count = tuple(own["place"]), own["skipped"]
-        checkpoints.set_random_state(own["random"], self.ranks.device)
-
-    def _parts(self):
-        parts = dict(objective=self.objective, optimizer=self.optimizer, scheduler=self.scheduler, scaler=self.scaler)
-        return parts | ({} if self.average is None else {"average": self.average})
+        tensors, rest = resuming.state_of(self)
+        self.checkpoints.write(self.step, tensors, rest)
 
     def _finish(self):
+        self.checkpoints.finish()
         skipped = sum(self.ranks.gathered(self.loader.skipped.count))
-        if self.ranks.rank == 0:
-            facts = self.objective.facts() | {"samples": self.steps * self.training.batch}
-            saved.save(self.objective.model, self.out / "model.safetensors", **facts)
-            if self.average is not None:
-                saved.save(self.average.module, self.out / "average.safetensors", **facts)
+        facts = self.objective.facts() | {"samples": self.steps * self.training.batch}
+        average = None if self.average is None else self.average.module
+        for name, module in (("model", self.objective.model), ("average", average)):
+            if module is not None:
+                whole = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first rank, elsewhere nothing
+                parameters = {n: to_numpy(x) for n, x in get_model_state_dict(module, options=whole).items()}
+                if self.ranks.rank == 0:
+                    saved.save(module, self.out / f"{name}.safetensors", parameters=parameters, **facts)
         self._event("ends", skipped=skipped)
         self.ranks.wait()
 
@@ -253,9 +270,12 @@ class Run:
             self.log.event(self.step, event, **facts)
 
     def close(self):
-        """Write the log out."""
-        if self.log is not None:
-            self.log.close()
+        """Finish the checkpoint that was begun, and write the log out."""
+        try:
+            self.checkpoints.finish()
+        finally:
+            if self.log is not None:
+                self.log.close()
 
 
 @contextlib.contextmanager

@@ -12,12 +12,14 @@ from saccade.models.clip import CLIPConfig
 from saccade.models.imagegpt import ImageGPTConfig
 
 
-def save(model, path, *, palette=None, **facts):
+def save(model, path, *, parameters=None, palette=None, **facts):
     """Write a module of ``saccade.torch`` under ``path``, a .safetensors, and beside it the facts and the palette.
+
+    ``parameters`` are NumPy arrays by name where they are not the module's own.
 
     ``saccade.models.load`` reads the model alone, ``load_palette`` the palette.
     """
-    models.save(path, model.numpy_parameters(), model.config)
+    models.save(path, model.numpy_parameters() if parameters is None else parameters, model.config)
     if palette is not None:
         palette.save(Path(path).parent / "kmeans_centers.npy")
     with replacing(_beside(path)) as file:

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
+from torch import distributed
 
 from saccade.families import family_of
 from saccade.values import check_values
@@ -20,7 +21,13 @@ def to_numpy(x):
         return x
     x = x.detach()
     if x.dtype == torch.bfloat16:  # torch hands no bfloat16 to NumPy: pass the bits
-        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return _shared(x.view(torch.int16)).view(ml_dtypes.bfloat16)
+    return _shared(x)
+
+
+def _shared(x):
+    if distributed.is_available() and distributed.is_initialized():
+        return np.from_dlpack(x)  # slower, but ``fully_shard`` resizes memory, which ``Tensor.numpy`` forbids for good
     return x.numpy()
 
 

@@ -8,6 +8,7 @@ Dropout and stochastic depth exist here only.
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import saccade
 from saccade.models import imagegpt, transformer
@@ -108,7 +109,14 @@ class Named(nn.Module):
 
 
 class Model(Named):
-    """Modules made of the stages of a model in ``saccade.models``: what ImageGPT, ViT and CLIP's towers share."""
+    """Modules made of the stages of a model in ``saccade.models``: what ImageGPT, ViT and CLIP's towers share.
+
+    Attributes:
+        recomputes: whether blocks keep nothing but their input for the backward pass and compute the rest again there
+            (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016): False until set.
+    """
+
+    recomputes = False
 
     def __init__(self, functions, layout, config, *, parameters=None, seed=0, dropout=0.0, stochastic_depth=0.0):
         super().__init__()
@@ -131,7 +139,10 @@ class Model(Named):
         """Call the stage of that name."""
         name, _, index = name.partition(".")
         module = getattr(self, name)
-        return (module[int(index)] if index else module)(*inputs, **options)
+        module = module[int(index)] if index else module
+        if self.recomputes and self.training and name == "blocks":
+            return _recomputed(module, *inputs, **options)
+        return module(*inputs, **options)
 
     def attention_weights(self, *inputs, **options):
         """Each block's softmax weights for the model's inputs, a list of (b, h, n, n)."""
@@ -143,6 +154,18 @@ class Model(Named):
             for hook in hooks:
                 hook.remove()
         return [block.attention_weights(x) for block, x in zip(self.blocks, inputs_of_blocks, strict=True)]
+
+
+def _recomputed(module, *inputs, **options):
+    """``module(*inputs, **options)``, of which only the inputs are kept for the backward pass."""
+    if hasattr(module, "unshard"):  # of ``fully_shard``, which gets a block's parameters together when it is called
+        return checkpoint(module, *inputs, use_reentrant=False, **options)
+    parameters = dict(module.named_parameters())  # of this pass: of 16 bits, they are gone when it is over
+
+    def call(*inputs):
+        return torch.func.functional_call(module, parameters, inputs, options)
+
+    return checkpoint(call, *inputs, use_reentrant=False)
 
 
 def named(module):

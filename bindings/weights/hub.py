@@ -12,21 +12,31 @@ def fetch(name):
 
     Without a network, what was downloaded before is found.
     """
-    repository, _, revision = name.removeprefix(PREFIX).partition("@")
-    owner, _, rest = repository.partition("/")
-    if not owner or not rest or "/" in rest:
-        raise ValueError(f"{name}: expected hf:owner/name, or hf:owner/name@revision")
-    found = next(filter(None, (_file(repository, file, revision) for file in IN_A_FOLDER)), None)
-    if found is None:
-        raise ValueError(
-            f"{name}: the repository has none of {', '.join(IN_A_FOLDER)}, or is neither reachable nor cached"
-        )
+    found = fetch_first(name, IN_A_FOLDER)
+    repository, revision = _parts(name)
     for file in BESIDE:
         _file(repository, file, revision)
     if found.name.endswith(".index.json"):
         for file in sorted(set(read_json(found).get("weight_map", {}).values())):
             _file(repository, file, revision)
     return found.parent
+
+
+def fetch_first(name, files):
+    """The first of some files that the repository "hf:owner/name" has, in the cache."""
+    repository, revision = _parts(name)
+    found = next(filter(None, (_file(repository, file, revision) for file in files)), None)
+    if found is None:
+        raise ValueError(f"{name}: the repository has none of {', '.join(files)}, or is neither reachable nor cached")
+    return found
+
+
+def _parts(name):
+    repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    owner, _, rest = repository.partition("/")
+    if not owner or not rest or "/" in rest:
+        raise ValueError(f"{name}: expected hf:owner/name, or hf:owner/name@revision")
+    return repository, revision
 
 
 def _file(repository, file, revision):
