@@ -6,6 +6,7 @@ merges the tokenizer spells bytes, and needs no file.
 """
 
 import gzip
+import heapq
 import html
 import importlib.util
 import json
@@ -170,19 +171,29 @@ class Tokenizer:
         return [self._ids[symbol] for symbol in self._merged(symbols)]
 
     def _merged(self, symbols):
-        """Merge the pair of lowest rank wherever it occurs, until no pair has a rank."""
-        while pairs := set(zip(symbols, symbols[1:], strict=False)) & self._ranks.keys():
-            first, second = min(pairs, key=self._ranks.__getitem__)
-            merged, i = [], 0
-            while i < len(symbols):
-                if symbols[i : i + 2] == [first, second]:
-                    merged.append(first + second)
-                    i += 2
-                else:
-                    merged.append(symbols[i])
-                    i += 1
-            symbols = merged
-        return symbols
+        """Merge the pair of lowest rank wherever it occurs, from the left, until no pair has a rank."""
+        symbols, end = list(symbols), len(symbols)
+        before, after = list(range(-1, end - 1)), list(range(1, end + 1))  # what was merged away is skipped
+
+        def ranked(places):
+            pairs = ((i, (symbols[i], symbols[after[i]])) for i in places if i >= 0 and after[i] < end)
+            return [(self._ranks[pair], i) for i, pair in pairs if pair in self._ranks]
+
+        waiting = ranked(range(end))
+        heapq.heapify(waiting)
+        while waiting:
+            rank, merged = waiting[0][0], []
+            while waiting and waiting[0][0] == rank:
+                i = heapq.heappop(waiting)[1]
+                j = after[i]
+                if j < end and self._ranks.get((symbols[i], symbols[j])) == rank:
+                    symbols[i], symbols[j], after[i] = symbols[i] + symbols[j], None, after[j]
+                    if after[i] < end:
+                        before[after[i]] = i
+                    merged.append(i)
+            for one in ranked({place for i in merged for place in (before[i], i)}):
+                heapq.heappush(waiting, one)
+        return [symbol for symbol in symbols if symbol is not None]
 
 
 def _plain(text):

@@ -90,6 +90,34 @@ def test_merges_apply_lowest_rank_first_everywhere_from_the_left(merges, text, s
     assert [made.vocabulary[i] for i in made.encode(text)] == symbols
 
 
+def plainly_merged(symbols, ranks):
+    """As the definition says: all places of the pair of lowest rank, again and again."""
+    while pairs := [pair for pair in zip(symbols, symbols[1:], strict=False) if pair in ranks]:
+        best, merged, i = min(pairs, key=ranks.__getitem__), [], 0
+        while i < len(symbols):
+            step = 2 if tuple(symbols[i : i + 2]) == best else 1
+            merged.append("".join(symbols[i : i + step]))
+            i += step
+        symbols = merged
+    return symbols
+
+
+@given(
+    st.lists(st.tuples(*[st.sampled_from(["a", "b", "ab", "ba", "aa", "aba", "b</w>"])] * 2), unique=True),
+    st.text("ab"),
+)
+def test_any_merges_apply_as_the_definition_says(merges, text):
+    """In any order: a pair of a rank that was passed may come up again."""
+    made, symbols = Tokenizer(merges), [*text[:-1], *(f"{x}</w>" for x in text[-1:])]
+    assert made._merged(symbols) == plainly_merged(symbols, made._ranks)
+
+
+def test_a_word_of_a_megabyte_is_spelled_and_refused_in_seconds(clip):
+    letters = "".join(np.random.default_rng(0).choice(list("etaoinshr"), 1_000_000))
+    with pytest.raises(ValueError, match=r"…' has \d+ tokens, expected at most context_length=77"):
+        clip.tokenize(letters)
+
+
 @given(st.text(max_size=40))
 def test_decoding_gives_the_pieces_back(spelling, text):
     cleaned = spelling.clean(text)
