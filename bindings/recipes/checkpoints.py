@@ -98,9 +98,8 @@ class Checkpoints:
         new = path.with_name(path.name[1:])
         shutil.rmtree(new, ignore_errors=True)
         path.rename(new)
-        for old in self.folder.iterdir():
-            if old != new:
-                shutil.rmtree(old)
+        for old in {*self.folder.glob("step-*"), *self.folder.glob(".step-*")} - {new}:
+            shutil.rmtree(old)
 
     def finish(self):
         """Return when what was begun is whole.
@@ -109,9 +108,14 @@ class Checkpoints:
             OSError: it cannot be written; what was there before still is.
         """
         if self._begun is not None:
-            begun, self._begun = self._begun, None
-            begun.result()
+            self.close()
             self.ranks.wait()
+
+    def close(self):
+        """The same of this rank alone: the others may have gone on to something else, or be no more."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()
 
 
 class _whole:

@@ -272,7 +272,7 @@ class Run:
     def close(self):
         """Finish the checkpoint that was begun, and write the log out."""
         try:
-            self.checkpoints.finish()
+            self.checkpoints.close()
         finally:
             if self.log is not None:
                 self.log.close()
