@@ -93,6 +93,32 @@ def pretraining(ranks, source, out, changes="{}", dies_at=None):
     return {}
 
 
+class Scaled(torch.nn.Module):
+    """A matrix in parts that a rank may have none of, and a single number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.arange(12.0).view(3, 4) / 10)
+        self.scale = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return ((self.weight @ x) ** 2).sum() * self.scale
+
+
+def sharded_gradients(ranks):
+    """Gradients of the mean over ranks of a module in shards, in two parts of a batch; and as they should be."""
+    from saccade.recipes.objectives import synchronized
+
+    inputs = [[torch.arange(4.0) + 3 * rank + part for part in range(2)] for rank in range(ranks.count)]
+    whole = Scaled()
+    (sum(whole(x) for each in inputs for x in each) / ranks.count).backward()
+    module = ranks.sharded(Scaled(), torch.float32)
+    for part, x in enumerate(inputs[ranks.rank]):
+        with synchronized(module, part == 1):
+            module(x).backward()
+    return [[module.weight.grad.full_tensor(), module.scale.grad], [whole.weight.grad, whole.scale.grad]]
+
+
 def adafactor(ranks):
     """Three steps of Adafactor on parameters that are whole, and on the same in shards, some of no rows."""
     from torch.distributed.device_mesh import init_device_mesh

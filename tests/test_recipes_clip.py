@@ -166,6 +166,11 @@ def test_ranks_that_were_killed_go_on_as_fewer(pairs, tmp_path):
     assert_same_run(tmp_path / "one", tmp_path / "other")
 
 
+def test_gradients_of_shards_are_the_mean_over_ranks(tmp_path):
+    for found, expected in zip(*together("sharded_gradients", 3, tmp_path), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_adafactor_of_shards_is_that_of_the_whole(tmp_path):
     for whole, sharded in zip(*together("adafactor", 2, tmp_path), strict=True):
         # sums in another order may round the momentum, which is bfloat16, the other way

@@ -236,23 +236,30 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(pixels, tmp_pat
 
 
 class Hostile:
+    def __init__(self, path):
+        self.path = path
+
     def __reduce__(self):
-        return exec, ("raise SystemExit('it ran')",)
+        return exec, (f"open({str(self.path)!r}, 'w').close()",)
 
 
 @pytest.mark.parametrize("place", ["the list of contents", "an item", "the rest"])
 def test_a_checkpoint_runs_nothing(pixels, tmp_path, place):
     pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
-    folder = the_checkpoint(tmp_path)
+    folder, hostile = the_checkpoint(tmp_path), Hostile(tmp_path / "it ran")
     if place == "the list of contents":
-        (folder / ".metadata").write_bytes(pickle.dumps(Hostile()))
+        (folder / ".metadata").write_bytes(pickle.dumps(hostile))
     elif place == "an item":
+        contents = checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
+        items = {name: torch.empty(x.size, dtype=x.properties.dtype) for name, x in contents.items()}
+        checkpoint.load(items, checkpoint_id=folder)
         (folder / ".metadata").unlink()
-        checkpoint.save({"optimizer.x": Hostile()}, checkpoint_id=folder, no_dist=True)
+        checkpoint.save(items | {"objective.model.head.weight": hostile}, checkpoint_id=folder)
     else:
-        (folder / "run.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
+        (folder / "run.pt").write_bytes(pickle.dumps(hostile, protocol=2))
     with pytest.raises(ValueError, match="not a whole checkpoint"):
         pretrain(objective_of(pixels), Arrays(pixels / "a.npz"), tmp_path, training(steps=2))
+    assert not hostile.path.exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(pixels, tmp_path):
