@@ -35,11 +35,14 @@ def results_of(name):
 
 
 def test_the_speed_table_is_what_was_measured():
-    results, text = results_of("deck-cpu"), (ROOT / "README.md").read_text()
+    results, earlier = results_of("deck-cpu"), results_of("deck-earlier")
+    text = (ROOT / "README.md").read_text()
     assert report.summary(results) in text
     assert report.markdown(results) == (ROOT / "bench" / "results" / "deck-cpu.md").read_text()
     assert {row["case"] for row in results["rows"]} == {one.name for one in cases.suite("deck")}
-    agreeing, of = report.agreement(results_of("deck-zen4-again"), results_of("deck-zen4"))
+    # palettes were made faster between the two runs
+    runs = [{"rows": [row for row in one["rows"] if row["operation"] != "fit"]} for one in (results, earlier)]
+    agreeing, of = report.agreement(*runs)
     assert f"{agreeing} of {of} ratios" in text and agreeing >= 0.95 * of
 
 
