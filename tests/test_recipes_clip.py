@@ -153,6 +153,14 @@ def test_two_ranks_train_as_one(pairs, tmp_path, how):
     assert_same_run(tmp_path / "one", tmp_path / "two", ("model", "average"))
 
 
+def test_ranks_with_shards_train_in_16_bits_as_those_without(pairs, tmp_path):
+    """Beside one process, each rank rounds its own part of a gradient to bfloat16."""
+    for shard in (False, True):
+        changes = json.dumps({"precision": "bfloat16", "shard": shard})
+        together("pretraining", 2, tmp_path, pairs, tmp_path / str(shard), changes)
+    assert_same_run(tmp_path / "False", tmp_path / "True")
+
+
 def test_ranks_that_were_killed_go_on_as_fewer(pairs, tmp_path):
     """Four with shards, after whose death two go on with shards, and after theirs one."""
     tiny_run(pairs, tmp_path / "one", optimizer="sgd", steps=9)
