@@ -9,7 +9,6 @@ import gzip
 import heapq
 import html
 import importlib.util
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ WORD_END = "</w>"
 CLIP_MERGES = 48_894
 CONTEXT = 77
 IN_A_FOLDER = ("merges.txt", "tokenizer.json")
-KEPT = 1 << 20  # words whose ids are remembered
+KEPT, LONGEST = 1 << 20, 64  # words whose ids are remembered, and the letters of the longest
 
 # Specials, English contractions, letters, single digits, and runs of anything else but space.
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -75,12 +74,12 @@ class Tokenizer:
             return cls.from_file(merges)
         if not table.is_file():
             raise ValueError(f"{folder}: none of {', '.join(IN_A_FOLDER)}, which would hold a tokenizer")
-        try:
-            model = json.loads(table.read_bytes())["model"]
+        from saccade.weights.sources import malformed, read_json
+
+        with malformed(table, ValueError, KeyError, TypeError, AttributeError):
+            model = read_json(table)["model"]
             found = cls(pair.split() if isinstance(pair, str) else pair for pair in model["merges"])
             alike = model["vocab"] == found._ids
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{table}: malformed ({type(error).__name__}: {error})") from None
         if not alike:
             raise ValueError(f"{table}: its ids are not laid out as CLIP's")
         return found
@@ -160,8 +159,10 @@ class Tokenizer:
         """The ids of what stands between two spaces; none of its pieces reaches further."""
         if len(self._words) > KEPT:
             self._words.clear()
-        self._words[word] = [i for piece in self._pattern.findall(word) for i in self._piece(piece)]
-        return self._words[word]
+        ids = [i for piece in self._pattern.findall(word) for i in self._piece(piece)]
+        if len(word) <= LONGEST:
+            self._words[word] = ids
+        return ids
 
     def _piece(self, piece):
         if piece in (START, END):

@@ -116,6 +116,7 @@ def test_a_word_of_a_megabyte_is_spelled_and_refused_in_seconds(clip):
     letters = "".join(np.random.default_rng(0).choice(list("etaoinshr"), 1_000_000))
     with pytest.raises(ValueError, match=r"…' has \d+ tokens, expected at most context_length=77"):
         clip.tokenize(letters)
+    assert letters not in clip._words  # of which a million would be remembered
 
 
 @given(st.text(max_size=40))

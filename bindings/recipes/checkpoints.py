@@ -5,6 +5,7 @@ A checkpoint gets its name when it is whole, and only then goes the one before i
 anything, by as many ranks as there are.
 """
 
+import contextlib
 import pickle
 import shutil
 import warnings
@@ -118,21 +119,15 @@ class Checkpoints:
             begun.result()
 
 
-class _whole:
-    """Turns what a damaged checkpoint raises into one sentence."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        if not isinstance(error, (CheckpointException, *_DAMAGED)):
-            return
+@contextlib.contextmanager
+def _whole(path):
+    """Turn what a damaged checkpoint raises into one sentence."""
+    try:
+        yield
+    except (CheckpointException, *_DAMAGED) as error:
         first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         said = (str(first).splitlines() or [type(first).__name__])[0]
-        raise ValueError(f"{self.path} is not a whole checkpoint: delete it to start anew ({said})") from None
+        raise ValueError(f"{path} is not a whole checkpoint: delete it to start anew ({said})") from None
 
 
 class _Reader(checkpoint.FileSystemReader):

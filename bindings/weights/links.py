@@ -114,8 +114,8 @@ def fill(names, layout, source, dtypes):
         if alone and view is whole and source.dtypes[theirs] == dtypes[ours]:
             parameters[ours] = source.read(theirs)
         else:
-            for ours, _ in parts:
-                parameters.setdefault(ours, np.empty(layout[ours][0], dtypes[ours]))
+            for ours in {ours for ours, _ in parts} - parameters.keys():
+                parameters[ours] = np.empty(layout[ours][0], dtypes[ours])
             copied.append((theirs, parts))
 
     def copy(theirs, parts):
