@@ -20,6 +20,18 @@ CASES = {
         tuple(normal(1, 2, n, width).astype(np.float16) for n, width in ((70, 24), (100, 24), (100, 12))),
         {"causal": True, "mask": RNG.random((2, 70, 100)) < 0.7, "bias": normal(70, 100), "return_lse": True},
     ),
+    "attention on Hopper, keys at once": (
+        tuple(normal(1, 2, n, width).astype(np.float16) for n, width in ((140, 24), (197, 24), (197, 40))),
+        {"return_lse": True},
+    ),
+    "attention on Hopper, blocks at once": (
+        tuple(normal(1, 1, n, width).astype(np.float16) for n, width in ((260, 88), (200, 88), (200, 72))),
+        {"causal": True, "return_lse": True},
+    ),
+    "attention on Hopper, blocks by turns": (
+        tuple(normal(2, 1, n, width).astype(np.float16) for n, width in ((150, 64), (410, 64), (410, 64))),
+        {"causal": True, "key_lengths": np.array([410, 300]), "return_lse": True},
+    ),
     "qkv_attention": ((normal(2, 5, 3, 2, 8),), {"causal": True, "key_lengths": np.array([2, 5])}),
     "varlen_attention": (
         (normal(9, 2, 8), normal(9, 2, 8)[::-1], normal(9, 2, 8)),

@@ -52,11 +52,12 @@ def on_the_host(folder, orders=(FORWARD, REVERSED, *SHUFFLED)):
     several parts; what it compiles is kept in ``folder``."""
     order_of = itertools.cycle(orders)
 
-    def launch(file, kernel, flags, threads, parameters, number):
+    def launch(file, kernel, flags, threads, parameters, number, block=device.THREADS, before="", shared=0):
         if threads:
-            lib = library(folder, device.source(file), flags)
-            blocks = ctypes.c_longlong(-(-threads // device.THREADS))
-            pointer = ctypes.c_void_p(parameters.__array_interface__["data"][0])
+            lib = library(folder, device.source(file, before), flags)
+            blocks = ctypes.c_longlong(-(-threads // block))
+            by_value = np.array(parameters, np.int64)
+            pointer = ctypes.c_void_p(by_value.ctypes.data)
             left = lib.launch(getattr(lib, kernel), blocks, pointer, ctypes.c_double(number), next(order_of))
             assert not left, f"{kernel}: a barrier that not all threads of a block come to"
 
@@ -70,6 +71,8 @@ def on_the_host(folder, orders=(FORWARD, REVERSED, *SHUFFLED)):
         patch.setattr(convolution, "WINDOWS", 3000)
         patch.setattr(device, "launch", launch)
         patch.setattr(device, "has_tensor_cores", lambda: True)
+        patch.setattr(device, "has_warpgroups", lambda: True)
+        patch.setattr(device, "multiprocessors", lambda: 1)
         patch.setattr(device, "empty", empty)
         patch.setattr(device, "zeros", np.zeros)
         patch.setattr(device, "full", np.full)

@@ -7,11 +7,21 @@ import numpy as np
 import pytest
 from cuda.bindings import nvrtc
 
-from saccade.kernels.cupy import device
+from saccade.kernels.cupy import attention_hopper, device
 
 FLAGS = ("--std=c++14", "--ptxas-options=-v")
 SIZES = {"attention.cu": {"D": 72, "E": 64, "TILES": 1}}
-SOURCES = sorted({path.name for path in Path(device.__file__).parent.glob("*.cu")} - set(device.FOUNDATIONS))
+SOURCES = {path.name for path in Path(device.__file__).parent.glob("*.cu")} - set(device.FOUNDATIONS)
+SOURCES = sorted(SOURCES - {"attention_hopper.cu"})
+# Of attention on Hopper (keys, masked, bytes of stack, registers) by rows of a head: nothing here may grow.
+HOPPER = {
+    (d, d, keys, keys == 77): spilled
+    for d, row in {
+        64: (0, 0, 0, 0, 8), 72: (0, 0, 0, 0, 32), 80: (0, 0, 0, 0, 48), 88: (0, 0, 16, 16, 0), 104: (0, 0, 72, 72, 8),
+        128: (0, 0, 32, 0, 0),
+    }.items()
+    for keys, spilled in zip((50, 77, 197, 257, 577), row, strict=True)
+}  # fmt: skip
 
 
 def compiled(text, flags):
@@ -63,6 +73,20 @@ def test_kernels_compile_and_fit(file, architecture, core):
             assert registers <= 80 and not stack and shared <= 4096, (name, registers, stack, shared)
         elif name == "attention_forward_tiles":
             assert not stack and shared <= 48 << 10, (name, stack, shared)
+
+
+@pytest.mark.parametrize(("d", "e", "keys", "masked"), HOPPER)
+def test_attention_on_hopper_compiles_and_fits(d, e, keys, masked):
+    """Products that ptxas takes one after the other, for want of registers, it says."""
+    eights, tiles, heads, multiprocessors = -(-keys // 8) * 8, -(-keys // 64), 10_000, 132
+    cut = attention_hopper.cut(True, d, e, eights, tiles, heads, masked, multiprocessors)
+    text = device.source("attention_hopper.cu", cut.before)
+    cubin, words = compiled(text, (*FLAGS, "--gpu-architecture=sm_90a", *cut.flags))
+    ((name, stack, _, registers, shared),) = used(words)
+    assert name == "attention_forward_hopper" and cubin[:4] == b"\x7fELF" and "serialized" not in words
+    at_once = int(next(flag.partition("=")[2] for flag in cut.flags if "PER_MULTIPROCESSOR" in flag))
+    assert registers * cut.threads * at_once <= 1 << 16 and (cut.shared + 1024) * at_once <= 228 * 1024
+    assert stack <= HOPPER[d, e, keys, masked] and not shared
 
 
 def test_what_spills_is_noticed():

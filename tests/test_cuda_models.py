@@ -41,7 +41,7 @@ def test_models_run_on_these_kernels(name, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(saccade.numpy, "implementation", saccade.cupy.implementation)
     with on_the_host(folder_of(tmp_path_factory)):
         launch = device.launch
-        monkeypatch.setattr(device, "launch", lambda *what: launched.add(what[1]) or launch(*what))
+        monkeypatch.setattr(device, "launch", lambda *what, **how: launched.add(what[1]) or launch(*what, **how))
         out = module.forward(parameters, *inputs, config, saccade, stages=stages)
         monkeypatch.undo()
     assert {"attention_forward", "finish"} < launched and stages.keys() == truth.keys()

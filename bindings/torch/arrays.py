@@ -10,9 +10,10 @@ import torch
 from torch import distributed
 
 from saccade.families import family_of
+from saccade.torch.fastest import fastest
 from saccade.values import check_values
 
-BACKENDS = {"cpu": ("numba",), "cuda": ("triton", "cupy")}
+BACKENDS = {"cpu": ("numba",), "cuda": ("triton", "cupy", "sdpa")}
 
 
 def to_numpy(x):
@@ -49,15 +50,21 @@ def call(function, backend, device, *arguments, **options) -> Any:
         ValueError: ``backend`` does not serve that kind of device.
         ModuleNotFoundError: the backend's framework is not installed; says what to install.
     """
+    if backend is None and device.type == "cuda":
+        backend = fastest(function, arguments, options)
     backend = _backend_for(function, device.type, backend)
     compute = _implementation(function, backend)
-    if backend == "triton":
+    if backend in ("triton", "sdpa"):
         return compute(*arguments, **options)
     if backend == "cupy":
-        from saccade.torch.cupy import from_cupy, on_current_stream, to_cupy
+        from saccade.torch import cupy
 
-        with on_current_stream(device):
-            return _nested(from_cupy, compute(*_nested(to_cupy, arguments), **_nested(to_cupy, options)))
+        with cupy.on_current_stream(device):
+            own = getattr(cupy, function, None)  # which takes tensors as they are
+            found = own and own(*arguments, **options)
+            return found or _nested(
+                cupy.from_cupy, compute(*_nested(cupy.to_cupy, arguments), **_nested(cupy.to_cupy, options))
+            )
     arguments, options = _nested(to_numpy, arguments), _nested(to_numpy, options)
     check_values(function, arguments, options)
     return _nested(from_numpy, compute(*arguments, **options))
@@ -78,7 +85,8 @@ def _backend_for(function, kind, backend):
 @cache
 def _implementation(function, backend):
     try:
-        module = importlib.import_module(f"saccade.kernels.{backend}.{family_of(function)}")
+        home = "saccade.torch.sdpa" if backend == "sdpa" else f"saccade.kernels.{backend}.{family_of(function)}"
+        module = importlib.import_module(home)
     except ModuleNotFoundError as error:
         if error.name == "triton" or error.name == "cupy":
             raise ModuleNotFoundError(

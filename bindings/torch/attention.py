@@ -30,7 +30,7 @@ def _attention_backward_shapes(
 
 @operator("attention_backward", _attention_backward_shapes)
 def _attention_backward(
-    grad_out: Tensor, grad_lse: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    grad_out: Tensor, grad_lse: Tensor | None, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
     bias: Tensor | None, key_lengths: Tensor | None, out: Tensor, lse: Tensor, causal: bool, scale: float,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -49,10 +49,12 @@ class _Attention(Differentiable):
         query, key, value, mask, bias, causal, key_lengths, scale, backend = inputs
         ctx.save_for_backward(query, key, value, mask, bias, key_lengths, *output)
         ctx.options = causal, query.shape[-1] ** -0.5 if scale is None else scale, backend
+        ctx.set_materialize_grads(False)  # there are faster kernels where nobody asks for those of lse
 
     @staticmethod
     def backward(ctx, grad_out, grad_lse):
-        bias = ctx.saved_tensors[4]
+        bias, out = ctx.saved_tensors[4], ctx.saved_tensors[6]
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         *gradients, grad_bias = first_derivative(
             torch.ops.saccade.attention_backward, grad_out, grad_lse, *ctx.saved_tensors, *ctx.options
         )
@@ -77,11 +79,6 @@ def _qkv_shapes(qkv, causal, key_lengths, scale, backend):
 def _qkv_attention_forward(
     qkv: Tensor, causal: bool, key_lengths: Tensor | None, scale: float | None, backend: str | None
 ) -> tuple[Tensor, Tensor]:
-    if backend == "cupy":  # until its kernels have the packed form: the same thing through views
-        out, lse = torch.ops.saccade.attention_forward(
-            *qkv.permute(2, 0, 3, 1, 4).unbind(0), None, None, causal, key_lengths, scale, backend
-        )
-        return out.transpose(1, 2).contiguous(), lse
     options = dict(causal=causal, key_lengths=key_lengths, scale=scale)
     out, saved = call("qkv_attention_forward", backend, qkv.device, qkv, **options)
     return out, saved[3]
@@ -92,13 +89,6 @@ def _qkv_attention_backward(
     grad_out: Tensor, qkv: Tensor, key_lengths: Tensor | None, out: Tensor, lse: Tensor, causal: bool, scale: float,
     backend: str | None,
 ) -> Tensor:  # fmt: skip
-    if backend == "cupy":
-        three = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        *gradients, _ = torch.ops.saccade.attention_backward(
-            grad_out.transpose(1, 2), torch.zeros_like(lse), *three, None, None, key_lengths,
-            out.transpose(1, 2), lse, causal, scale, backend,
-        )  # fmt: skip
-        return torch.stack([x.transpose(1, 2) for x in gradients], 2)
     saved = qkv, key_lengths, out, lse, causal, scale
     return call("qkv_attention_backward", backend, qkv.device, saved, grad_out)[0]
 

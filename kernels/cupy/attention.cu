@@ -42,57 +42,57 @@ struct Problem {
     }
 };
 
-extern "C" __global__ void attention_forward(const Problem* p, double factor) {
+extern "C" __global__ void attention_forward(PARAMETERS(Problem) p, double factor) {
     int64 row = item();
-    if (row >= p->b * p->h * p->t) return;
-    int64 i_t = row % p->t, i_h = row / p->t % p->h, i_b = row / p->t / p->h;
+    if (row >= p.b * p.h * p.t) return;
+    int64 i_t = row % p.t, i_h = row / p.t % p.h, i_b = row / p.t / p.h;
     CORE scale = (CORE)factor, top = minus_infinity(), total = 0, sum[E + 1] = {};
-    for (int64 i_s = p->begin(i_t); i_s < p->end(i_b, i_t); i_s++) {
-        if (p->hidden(i_b, i_h, i_t, i_s)) continue;
-        CORE score = p->score(i_b, i_h, i_t, i_s, scale);
+    for (int64 i_s = p.begin(i_t); i_s < p.end(i_b, i_t); i_s++) {
+        if (p.hidden(i_b, i_h, i_t, i_s)) continue;
+        CORE score = p.score(i_b, i_h, i_t, i_s, scale);
         CORE highest = score > top ? score : top, shift = highest == minus_infinity() ? (CORE)0 : highest;
         CORE weight = exp(score - shift), rescale = exp(top - shift);
         total = total * rescale + weight;
-        for (int i = 0; i < E; i++) sum[i] = sum[i] * rescale + weight * p->value.get(i_b, i_h, i_s, i);
+        for (int i = 0; i < E; i++) sum[i] = sum[i] * rescale + weight * p.value.get(i_b, i_h, i_s, i);
         top = highest;
     }
     CORE divisor = total == 0 ? (CORE)1 : total;
-    for (int i = 0; i < E; i++) p->out.set(i_b, i_h, i_t, i, sum[i] / divisor);
-    p->lse.set(i_b, i_h, i_t, 0, total == 0 ? minus_infinity() : top + log(total));
+    for (int i = 0; i < E; i++) p.out.set(i_b, i_h, i_t, i, sum[i] / divisor);
+    p.lse.set(i_b, i_h, i_t, 0, total == 0 ? minus_infinity() : top + log(total));
 }
 
-extern "C" __global__ void attention_backward_query(const Problem* p, double factor) {
+extern "C" __global__ void attention_backward_query(PARAMETERS(Problem) p, double factor) {
     int64 row = item();
-    if (row >= p->b * p->h * p->t) return;
-    int64 i_t = row % p->t, i_h = row / p->t % p->h, i_b = row / p->t / p->h;
+    if (row >= p.b * p.h * p.t) return;
+    int64 i_t = row % p.t, i_h = row / p.t % p.h, i_b = row / p.t / p.h;
     CORE scale = (CORE)factor, sum[D] = {}, weight, grad;
-    for (int64 i_s = p->begin(i_t); i_s < p->end(i_b, i_t); i_s++) {
-        if (p->hidden(i_b, i_h, i_t, i_s)) continue;
-        p->gradient(i_b, i_h, i_t, i_s, scale, &weight, &grad);
-        for (int i = 0; i < D; i++) sum[i] += grad * p->key.get(i_b, i_h, i_s, i);
+    for (int64 i_s = p.begin(i_t); i_s < p.end(i_b, i_t); i_s++) {
+        if (p.hidden(i_b, i_h, i_t, i_s)) continue;
+        p.gradient(i_b, i_h, i_t, i_s, scale, &weight, &grad);
+        for (int i = 0; i < D; i++) sum[i] += grad * p.key.get(i_b, i_h, i_s, i);
     }
-    for (int i = 0; i < D; i++) p->grad_query.set(i_b, i_h, i_t, i, scale * sum[i]);
+    for (int i = 0; i < D; i++) p.grad_query.set(i_b, i_h, i_t, i, scale * sum[i]);
 }
 
-extern "C" __global__ void attention_backward_key(const Problem* p, double factor) {
+extern "C" __global__ void attention_backward_key(PARAMETERS(Problem) p, double factor) {
     int64 row = item();
-    if (row >= p->b * p->h * p->s) return;
-    int64 i_s = row % p->s, i_h = row / p->s % p->h, i_b = row / p->s / p->h;
+    if (row >= p.b * p.h * p.s) return;
+    int64 i_s = row % p.s, i_h = row / p.s % p.h, i_b = row / p.s / p.h;
     CORE scale = (CORE)factor, key_sum[D] = {}, value_sum[E + 1] = {}, weight, grad;
-    int64 stop = p->ends.base ? p->ends.integer(i_s) : p->t;
-    for (int64 i_t = p->begin(i_s); i_t < stop && i_t < p->t; i_t++) {
-        if (i_s >= p->end(i_b, i_t) || p->hidden(i_b, i_h, i_t, i_s)) continue;
-        p->gradient(i_b, i_h, i_t, i_s, scale, &weight, &grad);
-        for (int i = 0; i < D; i++) key_sum[i] += grad * p->query.get(i_b, i_h, i_t, i);
-        for (int i = 0; i < E; i++) value_sum[i] += weight * p->grad_out.get(i_b, i_h, i_t, i);
+    int64 stop = p.ends.base ? p.ends.integer(i_s) : p.t;
+    for (int64 i_t = p.begin(i_s); i_t < stop && i_t < p.t; i_t++) {
+        if (i_s >= p.end(i_b, i_t) || p.hidden(i_b, i_h, i_t, i_s)) continue;
+        p.gradient(i_b, i_h, i_t, i_s, scale, &weight, &grad);
+        for (int i = 0; i < D; i++) key_sum[i] += grad * p.query.get(i_b, i_h, i_t, i);
+        for (int i = 0; i < E; i++) value_sum[i] += weight * p.grad_out.get(i_b, i_h, i_t, i);
     }
-    for (int i = 0; i < D; i++) p->grad_key.set(i_b, i_h, i_s, i, scale * key_sum[i]);
-    for (int i = 0; i < E; i++) p->grad_value.set(i_b, i_h, i_s, i, value_sum[i]);
+    for (int i = 0; i < D; i++) p.grad_key.set(i_b, i_h, i_s, i, scale * key_sum[i]);
+    for (int i = 0; i < E; i++) p.grad_value.set(i_b, i_h, i_s, i, value_sum[i]);
 }
 
 // One thread an element of the bias, which adds up all that the element was broadcast to, sums of sums.
-extern "C" __global__ void attention_backward_bias(const Problem* p, double factor) {
-    const int64 *n = p->bias_shape, whole[4] = {p->b, p->h, p->t, p->s};
+extern "C" __global__ void attention_backward_bias(PARAMETERS(Problem) p, double factor) {
+    const int64 *n = p.bias_shape, whole[4] = {p.b, p.h, p.t, p.s};
     int64 element = item();
     if (element >= n[0] * n[1] * n[2] * n[3]) return;
     int64 first[4], stop[4], rest = element;
@@ -107,26 +107,26 @@ extern "C" __global__ void attention_backward_bias(const Problem* p, double fact
             CORE of_head = 0;
             for (int64 i_t = first[2]; i_t < stop[2]; i_t++) {
                 CORE of_query = 0;
-                int64 end = p->end(i_b, i_t);
+                int64 end = p.end(i_b, i_t);
                 for (int64 i_s = first[3]; i_s < stop[3] && i_s < end; i_s++) {
-                    if (p->hidden(i_b, i_h, i_t, i_s)) continue;
-                    p->gradient(i_b, i_h, i_t, i_s, scale, &weight, &grad);
+                    if (p.hidden(i_b, i_h, i_t, i_s)) continue;
+                    p.gradient(i_b, i_h, i_t, i_s, scale, &weight, &grad);
                     of_query += grad;
                 }
                 of_head += of_query;
             }
             total += of_head;
         }
-    p->grad_bias.set(first[0], first[1], first[2], first[3], total);
+    p.grad_bias.set(first[0], first[1], first[2], first[3], total);
 }
 
-extern "C" __global__ void attention_row_sums(const Problem* p, double factor) {
+extern "C" __global__ void attention_row_sums(PARAMETERS(Problem) p, double factor) {
     int64 row = item();
-    if (row >= p->b * p->h * p->t) return;
-    int64 i_t = row % p->t, i_h = row / p->t % p->h, i_b = row / p->t / p->h;
+    if (row >= p.b * p.h * p.t) return;
+    int64 i_t = row % p.t, i_h = row / p.t % p.h, i_b = row / p.t / p.h;
     CORE sum = 0;
-    for (int i = 0; i < E; i++) sum += p->out.get(i_b, i_h, i_t, i) * p->grad_out.get(i_b, i_h, i_t, i);
-    p->row_sums.set(i_b, i_h, i_t, 0, sum - p->row_sums.get(i_b, i_h, i_t, 0));
+    for (int i = 0; i < E; i++) sum += p.out.get(i_b, i_h, i_t, i) * p.grad_out.get(i_b, i_h, i_t, i);
+    p.row_sums.set(i_b, i_h, i_t, 0, sum - p.row_sums.get(i_b, i_h, i_t, 0));
 }
 
 #ifdef TILES
@@ -139,19 +139,11 @@ static __device__ unsigned bits_at(const Array& x, int64 i_b, int64 i_h, int64 i
     return i < end && column < width ? *(const unsigned short*)x.at(i_b, i_h, i, column) : 0;
 }
 
-static __device__ float over_quad(float value, bool maximum) {  // four neighbouring lanes share a row of scores
-    for (int bit = 1; bit <= 2; bit *= 2) {
-        float other = of_lane_across(value, bit);
-        value = maximum ? (other > value ? other : value) : value + other;
-    }
-    return value;
-}
-
-extern "C" __global__ void attention_forward_tiles(const Problem* p, double factor) {
+extern "C" __global__ void attention_forward_tiles(PARAMETERS(Problem) p, double factor) {
     __shared__ unsigned keys[KEYS][D16 / 2 + 4], values[E8][KEYS / 2 + 4];  // pairs along a key; pairs of keys
     int lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
-    int64 tiles = (p->t + QUERIES - 1) / QUERIES, first_t = blockIdx.x % tiles * QUERIES;
-    int64 i_h = blockIdx.x / tiles % p->h, i_b = blockIdx.x / tiles / p->h, kind = p->query.kind;
+    int64 tiles = (p.t + QUERIES - 1) / QUERIES, first_t = blockIdx.x % tiles * QUERIES;
+    int64 i_h = blockIdx.x / tiles % p.h, i_b = blockIdx.x / tiles / p.h, kind = p.query.kind;
     int64 row[2] = {first_t + threadIdx.x / 32 * 16 + group, first_t + threadIdx.x / 32 * 16 + group + 8};
     float scale = (float)factor, sum[E8 / 8][4] = {}, top[2] = {minus_infinity(), minus_infinity()}, total[2] = {};
     unsigned query[D16 / 16][4];
@@ -160,22 +152,22 @@ extern "C" __global__ void attention_forward_tiles(const Problem* p, double fact
         UNROLLED
         for (int i = 0; i < 4; i++) {
             int64 i_t = row[i % 2], column = k * 16 + i / 2 * 8 + pair;
-            query[k][i] = bits_at(p->query, i_b, i_h, i_t, column, p->t, D) |
-                          bits_at(p->query, i_b, i_h, i_t, column + 1, p->t, D) << 16;
+            query[k][i] = bits_at(p.query, i_b, i_h, i_t, column, p.t, D) |
+                          bits_at(p.query, i_b, i_h, i_t, column + 1, p.t, D) << 16;
         }
-    int64 end[2] = {row[0] < p->t ? p->end(i_b, row[0]) : 0, row[1] < p->t ? p->end(i_b, row[1]) : 0};
-    int64 last = first_t + QUERIES < p->t ? first_t + QUERIES - 1 : p->t - 1, stop = p->end(i_b, last);
+    int64 end[2] = {row[0] < p.t ? p.end(i_b, row[0]) : 0, row[1] < p.t ? p.end(i_b, row[1]) : 0};
+    int64 last = first_t + QUERIES < p.t ? first_t + QUERIES - 1 : p.t - 1, stop = p.end(i_b, last);
     for (int64 first_s = 0; first_s < stop; first_s += KEYS) {
         __syncthreads();  // all are done with the tile before
         for (int i = threadIdx.x; i < KEYS * D16 / 2; i += THREADS) {
             int64 s = i / (D16 / 2), column = i % (D16 / 2) * 2;
-            keys[s][column / 2] = bits_at(p->key, i_b, i_h, first_s + s, column, stop, D) |
-                                  bits_at(p->key, i_b, i_h, first_s + s, column + 1, stop, D) << 16;
+            keys[s][column / 2] = bits_at(p.key, i_b, i_h, first_s + s, column, stop, D) |
+                                  bits_at(p.key, i_b, i_h, first_s + s, column + 1, stop, D) << 16;
         }
         for (int i = threadIdx.x; i < KEYS / 2 * E8; i += THREADS) {
             int64 s = i / E8 * 2, column = i % E8;
-            values[column][s / 2] = bits_at(p->value, i_b, i_h, first_s + s, column, stop, E) |
-                                    bits_at(p->value, i_b, i_h, first_s + s + 1, column, stop, E) << 16;
+            values[column][s / 2] = bits_at(p.value, i_b, i_h, first_s + s, column, stop, E) |
+                                    bits_at(p.value, i_b, i_h, first_s + s + 1, column, stop, E) << 16;
         }
         __syncthreads();
         float scores[KEYS / 8][4] = {};
@@ -195,10 +187,10 @@ extern "C" __global__ void attention_forward_tiles(const Problem* p, double fact
                 UNROLLED
                 for (int i = 0; i < 2; i++) {
                     int64 i_t = row[half], i_s = first_s + n * 8 + pair + i;
-                    bool seen = i_s < end[half] && !p->hidden(i_b, i_h, i_t, i_s);
+                    bool seen = i_s < end[half] && !p.hidden(i_b, i_h, i_t, i_s);
                     float* score = &scores[n][half * 2 + i];
                     *score *= scale;
-                    if (seen && p->bias.base) *score += p->bias.get(i_b, i_h, i_t, i_s);
+                    if (seen && p.bias.base) *score += p.bias.get(i_b, i_h, i_t, i_s);
                     if (!seen) *score = minus_infinity();
                     highest = *score > highest ? *score : highest;
                 }
@@ -231,14 +223,14 @@ extern "C" __global__ void attention_forward_tiles(const Problem* p, double fact
     UNROLLED
     for (int half = 0; half < 2; half++) {
         float whole = over_quad(total[half], false);
-        if (row[half] >= p->t) continue;
+        if (row[half] >= p.t) continue;
         UNROLLED
         for (int n = 0; n < E8 / 8; n++)
             UNROLLED
             for (int i = 0; i < 2; i++)
                 if (n * 8 + pair + i < E)
-                    p->out.set(i_b, i_h, row[half], n * 8 + pair + i, sum[n][half * 2 + i] / (whole == 0 ? 1 : whole));
-        if (pair == 0) p->lse.set(i_b, i_h, row[half], 0, whole == 0 ? minus_infinity() : top[half] + log(whole));
+                    p.out.set(i_b, i_h, row[half], n * 8 + pair + i, sum[n][half * 2 + i] / (whole == 0 ? 1 : whole));
+        if (pair == 0) p.lse.set(i_b, i_h, row[half], 0, whole == 0 ? minus_infinity() : top[half] + log(whole));
     }
 }
 

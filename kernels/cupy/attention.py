@@ -4,7 +4,7 @@
 import math
 from typing import Any
 
-from saccade.kernels.cupy import device
+from saccade.kernels.cupy import attention_hopper, device
 
 _QUERIES = device.THREADS // 32 * 16  # queries of a block, as in attention.cu
 _WIDEST = 160  # the widest head whose tiles of keys and values fit into the 48 KiB that every GPU has
@@ -103,7 +103,10 @@ def _forward(three, bias, mask, key_lengths, out, causal, scale, bounds=(None, N
     lse = device.empty(query.shape[:3], device.core_dtype(query.dtype))
     scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
     saved = *three, bias, mask, key_lengths, out, lse, causal, scale
-    if _has_tiles(query, three[2]) and bounds[0] is None:
+    if bounds[0] is None and attention_hopper.takes(saved):
+        lengths = None if key_lengths is None else key_lengths.astype("int64")
+        attention_hopper.attend((*three, bias, mask, lengths, *saved[6:]))
+    elif bounds[0] is None and _has_tiles(query, three[2]):
         tiles = -(-query.shape[2] // _QUERIES) * query.shape[0] * query.shape[1]
         _launch("attention_forward_tiles", saved, tiles * device.THREADS)
     else:
@@ -148,7 +151,7 @@ def _launch(kernel, saved, threads, gradients=(None,) * 6, bounds=(None, None)):
     for x in bounds:
         parameters += device.describe(x)
     flags = device.options(lse.dtype, D=d, E=e, **({"TILES": 1} if _has_tiles(query, value) else {}))
-    device.launch("attention.cu", kernel, flags, threads, device.upload(parameters), scale)
+    device.launch("attention.cu", kernel, flags, threads, parameters, scale)
 
 
 def _with_four_axes(x):

@@ -1,7 +1,7 @@
 """Memory and launches on the GPU: everything of CuPy that the kernels' Python sides need.
 
-A kernel takes the address of its parameters, 64-bit integers laid out as its ``Problem``, and one number. Arrays
-stand in the parameters as (address, kind, four byte strides).
+A kernel takes its parameters by value, 64-bit integers laid out as its ``Problem``, and one number. Arrays stand in the
+parameters as (address, kind, four byte strides).
 """
 
 import math
@@ -65,6 +65,21 @@ def has_tensor_cores():
     return int(cupy.cuda.Device().compute_capability) >= 80
 
 
+def has_warpgroups():
+    """Whether the current GPU has what ``wgmma.py`` is written in: Hopper's tensor cores, which no later one has."""
+    return cupy.cuda.Device().compute_capability == "90"
+
+
+def multiprocessors():
+    """How many multiprocessors the current GPU has."""
+    return _multiprocessors(cupy.cuda.Device().id)
+
+
+@cache
+def _multiprocessors(i):
+    return cupy.cuda.Device(i).attributes["MultiProcessorCount"]
+
+
 def as_rows(x):
     """``x`` as (rows, last axis), a view where its layout allows; a number is a row of one."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
@@ -83,10 +98,11 @@ def describe(x, axes=4):
     return (address(x), _KINDS[np.dtype(x.dtype)], *strides, *(0,) * (4 - len(strides)))
 
 
-def source(file):
-    """The text of a ``.cu`` file of this folder, with what it is built on before it."""
+def source(file, before=""):
+    """The text of a ``.cu`` file of this folder, with what it is built on before it, and last of that ``before``."""
     folder = Path(__file__).parent
-    return "".join((folder / name).read_text(encoding="utf-8") for name in (*FOUNDATIONS, file))
+    foundations = "".join((folder / name).read_text(encoding="utf-8") for name in FOUNDATIONS)
+    return foundations + before + (folder / file).read_text(encoding="utf-8")
 
 
 def options(core, **sizes):
@@ -95,7 +111,7 @@ def options(core, **sizes):
     return tuple(f"-D{name}={value}" for name, value in names.items())
 
 
-def compiled(file, flags, architecture):
+def compiled(file, flags, architecture, before=""):
     """The machine code of a ``.cu`` file, from CuPy's folder of those that it has compiled if it is there.
 
     ``RawModule`` would compile it with -ftz=true, which makes 0 of numbers below 1.2e-38. Contraction to fused
@@ -106,11 +122,12 @@ def compiled(file, flags, architecture):
     """
     nvrtc: Any = cupy.cuda.nvrtc  # whose types are wider than it is
     flags = "--std=c++14", f"--gpu-architecture={architecture}", *flags
-    key = repr((source(file), flags, nvrtc.getVersion())).encode()
+    text = source(file, before)
+    key = repr((text, flags, nvrtc.getVersion())).encode()
     folder = Path(os.environ.get("CUPY_CACHE_DIR", Path.home() / ".cupy/kernel_cache"))
     path = folder / f"{sha256(key).hexdigest()}.cubin"
     if not path.exists():
-        program = nvrtc.createProgram(source(file), file, (), ())
+        program = nvrtc.createProgram(text, file, (), ())
         try:
             nvrtc.compileProgram(program, flags)
             folder.mkdir(parents=True, exist_ok=True)
@@ -126,15 +143,22 @@ def compiled(file, flags, architecture):
 
 
 @cache
-def _module(file, flags, capability):
-    return cupy.RawModule(path=str(compiled(file, flags, f"sm_{capability}")))
+def _function(file, kernel, flags, capability, before, shared):
+    architecture = f"sm_{capability}{'a' if before else ''}"  # its own instructions are no other's
+    function = cupy.RawModule(path=str(compiled(file, flags, architecture, before))).get_function(kernel)
+    if shared:
+        function.max_dynamic_shared_size_bytes = shared
+    return function
 
 
-def launch(file, kernel, flags, threads, parameters, number):
-    """Run ``kernel`` of ``file`` with at least ``threads`` threads on the current stream."""
+def launch(file, kernel, flags, threads, parameters, number, *, block=THREADS, before="", shared=0):
+    """Run ``kernel`` of ``file`` with at least ``threads`` threads on the current stream, ``block`` of them in a block
+    with as many bytes of ``shared`` memory as it asks for; ``before`` stands before its text."""
     if threads:
-        blocks, module = -(-threads // THREADS), _module(file, flags, cupy.cuda.Device().compute_capability)
-        module.get_function(kernel)((blocks,), (THREADS,), (parameters, np.float64(number)))
+        function = _function(file, kernel, flags, cupy.cuda.Device().compute_capability, before, shared)
+        whole = np.array(parameters, np.int64)
+        by_value = whole.view(f"V{whole.nbytes}"), np.float64(number)  # of arrays CuPy takes those of one element
+        function((-(-threads // block),), (block,), by_value, shared_mem=shared)
 
 
 def run(file, kernel, core, threads, *values, number=0.0):
@@ -142,7 +166,7 @@ def run(file, kernel, core, threads, *values, number=0.0):
     parameters = []
     for one in values:  # which live until the launch, also those that nobody else holds
         parameters += (int(one),) if isinstance(one, int) else describe(one)
-    launch(file, kernel, options(core), threads, upload(parameters), number)
+    launch(file, kernel, options(core), threads, parameters, number)
 
 
 def product(a, b):

@@ -38,62 +38,62 @@ static __device__ CORE weight(const Array& kept, int64 i, CORE scale, CORE produ
 }
 
 // Of each row of the panel; and with labels, per_row = LOSS − smoothing (mean logit − own logit).
-extern "C" __global__ void row_statistics(const Panel* p, double smoothing) {
-    int64 i = blockIdx.x, label = p->label(i);
-    CORE scale = p->factor(), own = p->bad(i) ? (CORE)0 : p->products.get(i, label);
+extern "C" __global__ void row_statistics(PARAMETERS(Panel) p, double smoothing) {
+    int64 i = blockIdx.x, label = p.label(i);
+    CORE scale = p.factor(), own = p.bad(i) ? (CORE)0 : p.products.get(i, label);
     CORE level = turned(or_zero(own), scale), top = level, others = 0, above = 0;
-    FOR_COLUMNS(j, p->k) {
-        CORE product = turned(p->products.get(i, j), scale);
+    FOR_COLUMNS(j, p.k) {
+        CORE product = turned(p.products.get(i, j), scale);
         top = product > top ? product : top;
         above += fabs(scale) * (product - level);
     }
     top = block_max(top);
     above = block_sum(above);
-    FOR_COLUMNS(j, p->k)
+    FOR_COLUMNS(j, p.k)
         if (j != label || !is_finite(own))
-            others += exp(fabs(scale) * (turned(p->products.get(i, j), scale) - or_zero(top)));
+            others += exp(fabs(scale) * (turned(p.products.get(i, j), scale) - or_zero(top)));
     others = block_sum(others);
     if (threadIdx.x) return;
-    finish_statistics(p->of_rows, p->first + i, scale, own, top, others);
-    CORE loss = p->of_rows.get(LOSS, p->first + i);
-    if (smoothing != 0) loss -= (CORE)smoothing * (above / (CORE)p->k);
-    if (p->labels.base) p->per_row.set(p->first + i, p->ignored(i) ? (CORE)0 : p->bad(i) ? not_a_number() : loss);
+    finish_statistics(p.of_rows, p.first + i, scale, own, top, others);
+    CORE loss = p.of_rows.get(LOSS, p.first + i);
+    if (smoothing != 0) loss -= (CORE)smoothing * (above / (CORE)p.k);
+    if (p.labels.base) p.per_row.set(p.first + i, p.ignored(i) ? (CORE)0 : p.bad(i) ? not_a_number() : loss);
 }
 
 // Of each column, whose own row is that of its number: carried from panel to panel, finished in the last.
-extern "C" __global__ void column_statistics(const Panel* p, double) {
+extern "C" __global__ void column_statistics(PARAMETERS(Panel) p, double) {
     int64 j = item();
-    if (j >= p->k) return;
-    const Array& kept = p->of_columns;
-    CORE scale = p->factor(), before = p->first ? kept.get(TOP, j) : minus_infinity(), top = before;
-    for (int64 i = 0; i < p->rows; i++) {
-        CORE product = turned(p->products.get(i, j), scale);
+    if (j >= p.k) return;
+    const Array& kept = p.of_columns;
+    CORE scale = p.factor(), before = p.first ? kept.get(TOP, j) : minus_infinity(), top = before;
+    for (int64 i = 0; i < p.rows; i++) {
+        CORE product = turned(p.products.get(i, j), scale);
         top = product > top ? product : top;
     }
-    CORE others = p->first ? kept.get(EXCESS, j) : (CORE)0, own = p->first ? kept.get(OWN, j) : (CORE)0;
+    CORE others = p.first ? kept.get(EXCESS, j) : (CORE)0, own = p.first ? kept.get(OWN, j) : (CORE)0;
     CORE shift = or_zero(top);
     if (before != minus_infinity()) others *= exp(fabs(scale) * (or_zero(before) - shift));
-    for (int64 i = 0; i < p->rows; i++) {
-        CORE product = p->products.get(i, j);
-        if (p->first + i == j) own = product;
-        if (p->first + i == j && is_finite(product)) continue;
+    for (int64 i = 0; i < p.rows; i++) {
+        CORE product = p.products.get(i, j);
+        if (p.first + i == j) own = product;
+        if (p.first + i == j && is_finite(product)) continue;
         others += exp(fabs(scale) * (turned(product, scale) - shift));
     }
     kept.set(TOP, j, top);
     kept.set(EXCESS, j, others);
     kept.set(OWN, j, own);
-    if (p->first + p->rows == p->n) finish_statistics(kept, j, scale, own, top, others);
+    if (p.first + p.rows == p.n) finish_statistics(kept, j, scale, own, top, others);
 }
 
 // dlogits = (softmax − (1 − smoothing) onehot(label) − smoothing / k) factors
-extern "C" __global__ void label_gradients(const Panel* p, double smoothing) {
-    int64 i = item() / p->k, j = item() % p->k, row = p->first + i;
-    if (i >= p->rows) return;
-    CORE grad = p->bad(i) ? not_a_number() : weight(p->of_rows, row, 1, p->products.get(i, j));
-    if (j == p->label(i)) grad = expm1(-p->of_rows.get(LOSS, row)) + (CORE)smoothing;
-    grad -= (CORE)smoothing / (CORE)p->k;
-    if (p->factors.base) grad *= p->factors.get(row);
-    p->grads.set(i, j, p->ignored(i) ? (CORE)0 : grad);
+extern "C" __global__ void label_gradients(PARAMETERS(Panel) p, double smoothing) {
+    int64 i = item() / p.k, j = item() % p.k, row = p.first + i;
+    if (i >= p.rows) return;
+    CORE grad = p.bad(i) ? not_a_number() : weight(p.of_rows, row, 1, p.products.get(i, j));
+    if (j == p.label(i)) grad = expm1(-p.of_rows.get(LOSS, row)) + (CORE)smoothing;
+    grad -= (CORE)smoothing / (CORE)p.k;
+    if (p.factors.base) grad *= p.factors.get(row);
+    p.grads.set(i, j, p.ignored(i) ? (CORE)0 : grad);
 }
 
 struct Owns {
@@ -102,55 +102,55 @@ struct Owns {
 };
 
 // a_i · b_i: the pairs' own products.
-extern "C" __global__ void own_products(const Owns* p, double) {
+extern "C" __global__ void own_products(PARAMETERS(Owns) p, double) {
     CORE sum = 0;
-    FOR_COLUMNS(j, p->e) sum += p->a.get(blockIdx.x, j) * p->b.get(blockIdx.x, j);
+    FOR_COLUMNS(j, p.e) sum += p.a.get(blockIdx.x, j) * p.b.get(blockIdx.x, j);
     sum = block_sum(sum);
-    if (threadIdx.x == 0) p->out.set(blockIdx.x, sum);
+    if (threadIdx.x == 0) p.out.set(blockIdx.x, sum);
 }
 
 // Both softmaxes of CLIP: dlogits = softmax_j + softmax_i − 2 identity, and per row its share of the gradient of the
 // scale, sum over j of softmax_j (product − row's own) + softmax_i (product − column's own).
-extern "C" __global__ void clip_gradients(const Panel* p, double) {
-    int64 i = blockIdx.x, row = p->first + i;
-    CORE scale = p->factor(), own = p->owns.get(row), sum = 0;
-    FOR_COLUMNS(j, p->k) {
-        CORE product = p->products.get(i, j);
-        CORE along = weight(p->of_rows, row, scale, product), across = weight(p->of_columns, j, scale, product);
-        if (j != row) sum += along * (product - own) + across * (product - p->owns.get(j));
-        CORE pair = expm1(-p->of_rows.get(LOSS, row)) + expm1(-p->of_columns.get(LOSS, row));
-        p->grads.set(i, j, j == row ? pair : along + across);
+extern "C" __global__ void clip_gradients(PARAMETERS(Panel) p, double) {
+    int64 i = blockIdx.x, row = p.first + i;
+    CORE scale = p.factor(), own = p.owns.get(row), sum = 0;
+    FOR_COLUMNS(j, p.k) {
+        CORE product = p.products.get(i, j);
+        CORE along = weight(p.of_rows, row, scale, product), across = weight(p.of_columns, j, scale, product);
+        if (j != row) sum += along * (product - own) + across * (product - p.owns.get(j));
+        CORE pair = expm1(-p.of_rows.get(LOSS, row)) + expm1(-p.of_columns.get(LOSS, row));
+        p.grads.set(i, j, j == row ? pair : along + across);
     }
     sum = block_sum(sum);
-    if (threadIdx.x == 0) p->scale_rows.set(row, sum);
+    if (threadIdx.x == 0) p.scale_rows.set(row, sum);
 }
 
 // SigLIP's sums of −log σ(±logit) per row; dlogits = −σ(−logit) in the pair, σ(logit) elsewhere, and per row its
 // shares of the gradients of scale and bias.
-extern "C" __global__ void siglip_rows(const Panel* p, double) {
-    int64 i = blockIdx.x, row = p->first + i;
+extern "C" __global__ void siglip_rows(PARAMETERS(Panel) p, double) {
+    int64 i = blockIdx.x, row = p.first + i;
     CORE sum = 0;
-    FOR_COLUMNS(j, p->k) {
-        CORE logit = p->factor() * p->products.get(i, j) + p->bias.number();
+    FOR_COLUMNS(j, p.k) {
+        CORE logit = p.factor() * p.products.get(i, j) + p.bias.number();
         sum += softplus(j == row ? -logit : logit);
     }
     sum = block_sum(sum);
-    if (threadIdx.x == 0) p->per_row.set(row, sum);
+    if (threadIdx.x == 0) p.per_row.set(row, sum);
 }
 
-extern "C" __global__ void siglip_gradients(const Panel* p, double) {
-    int64 i = blockIdx.x, row = p->first + i;
+extern "C" __global__ void siglip_gradients(PARAMETERS(Panel) p, double) {
+    int64 i = blockIdx.x, row = p.first + i;
     CORE scale_sum = 0, bias_sum = 0;
-    FOR_COLUMNS(j, p->k) {
-        CORE product = p->products.get(i, j), logit = p->factor() * product + p->bias.number();
+    FOR_COLUMNS(j, p.k) {
+        CORE product = p.products.get(i, j), logit = p.factor() * product + p.bias.number();
         CORE grad = j == row ? -sigmoid(-logit) : sigmoid(logit);
         scale_sum += grad * product;
         bias_sum += grad;
-        p->grads.set(i, j, grad);
+        p.grads.set(i, j, grad);
     }
     scale_sum = block_sum(scale_sum);
     bias_sum = block_sum(bias_sum);
     if (threadIdx.x) return;
-    p->scale_rows.set(row, scale_sum);
-    p->bias_rows.set(row, bias_sum);
+    p.scale_rows.set(row, scale_sum);
+    p.bias_rows.set(row, bias_sum);
 }

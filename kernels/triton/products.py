@@ -26,6 +26,10 @@ def tiles_of(dtype):
 def multiply(a, b, total=None):
     """a b, (m, k) x (k, n) -> (m, n) in the dtype sums are taken in; added to ``total`` in place if that is given."""
     (m, k), n, core = a.shape, b.shape[1], core_dtype(a.dtype)
+    if core != a.dtype and a.is_cuda and k:  # cuBLAS, whose sums are in float32 for operands of 16 bits alone
+        if total is None:
+            return torch.mm(a, b, out_dtype=core)
+        return torch.addmm(total, a, b, out_dtype=core, out=total)
     tiles = tiles_of(a.dtype)
     rows, columns = triton.cdiv(m, tiles["ROWS"]), triton.cdiv(n, tiles["COLUMNS"])
     parts, in_part = parts_of_sum(rows * columns, k, tiles["DEPTH"])

@@ -30,6 +30,7 @@ static void __syncthreads() { pause(WAITING); }
 struct Lane {
     unsigned a[4], b[2];
     float value;
+    unsigned char* row;
 };
 
 static Lane shown[THREADS];
@@ -62,12 +63,99 @@ static unsigned rounded_pair(float low, float high, long long kind) {
     return float_to_half(low) | (unsigned)float_to_half(high) << 16;
 }
 
+static void store_fragments(void* row, const unsigned* pairs) {
+    shown[threadIdx.x].row = (unsigned char*)row;
+    meet();
+    for (int i = 0; i < 2; i++) memcpy(lane(i * 8 + threadIdx.x % WARP / 4).row + threadIdx.x % 4 * 4, &pairs[i], 4);
+    meet();
+}
+
+static void meet_warp() { meet(); }
+
 static float of_lane_across(float value, int bit) {
     shown[threadIdx.x].value = value;
     meet();
     float other = lane(threadIdx.x % WARP ^ bit).value;
     meet();
     return other;
+}
+
+static unsigned shared_address(const void* at) { return (const unsigned char*)at - __start_shared; }
+
+// Copies and products of a warpgroup happen when they are asked for or when they are waited for, by the order of
+// threads: a kernel may depend on neither.
+static bool late;
+enum { AHEAD = 2048 };
+struct Copy { void* to; address from; bool there; int group; };
+struct Product { float* c; const unsigned* a; address in_shared, b; int n, add; int64 kind; int group; };
+template <class T> struct Queue {  // of what a thread has begun
+    int count, group;
+    T of[AHEAD];
+};
+static Queue<Copy> copies[THREADS];
+static Queue<Product> products[THREADS];
+
+static void carry_out(const Copy& one) {
+    if (one.there) memcpy(one.to, (const void*)one.from, 16);
+    else memset(one.to, 0, 16);
+}
+static void carry_out(const Product& one);
+
+template <class T> static void carry_out_all_but(int left, Queue<T>* queue) {
+    int done = 0;
+    while (done < queue->count && queue->of[done].group < queue->group - left) carry_out(queue->of[done++]);
+    queue->count -= done;
+    for (int i = 0; i < queue->count; i++) queue->of[i] = queue->of[done + i];
+}
+
+template <class T> static void begin(const T& one, Queue<T>* queue) {
+    if (!late) carry_out(one);
+    else queue->of[queue->count++] = one;
+}
+
+static void copy_ahead(void* to, address from, bool there) {
+    begin({to, from, there, copies[threadIdx.x].group}, &copies[threadIdx.x]);
+}
+static void end_of_copies() { copies[threadIdx.x].group++; }
+template <int LEFT> static void copied() { carry_out_all_but(LEFT, &copies[threadIdx.x]); }
+
+static void warpgroup_product(float* c, int n, const unsigned* a, address in_shared, address b, int add, int64 kind) {
+    begin({c, a, in_shared, b, n, add, kind, products[threadIdx.x].group}, &products[threadIdx.x]);
+}
+static void run_products() { products[threadIdx.x].group++; }
+template <int LEFT> static void products_done() { carry_out_all_but(LEFT, &products[threadIdx.x]); }
+
+// A number of a matrix in shared memory, by its descriptor: where it begins; bytes from one column of numbers to the
+// next, which counts if the sums go down the columns, and from 8 rows to the next 8; and of its swizzle.
+static float in_shared(address descriptor, int along, int across, bool by_rows, int64 kind) {
+    int row = by_rows ? across : along, place = by_rows ? along : across, swizzle = descriptor >> 62;
+    int span = 128 >> (swizzle - 1), column = (descriptor >> 16 & 0x3fff) << 4, eight = (descriptor >> 32 & 0x3fff) << 4;
+    int at = ((descriptor & 0x3fff) << 4) + row / 8 * eight + row % 8 * span;
+    at += by_rows ? place * 2 : place * 2 / span * column + place * 2 % span;
+    at ^= at >> 3 & (span - 16);
+    return number(*(unsigned short*)(__start_shared + at), 0, kind);
+}
+
+static void carry_out(const Product& one) {
+    float left[2][16];
+    int row = threadIdx.x % WARP / 4;
+    if (one.a) {
+        memcpy(shown[threadIdx.x].a, one.a, sizeof shown->a);
+        meet();
+    }
+    for (int half = 0; half < 2; half++)
+        for (int k = 0; k < 16; k++) {
+            unsigned both = lane(row * 4 + k % 8 / 2).a[half + k / 8 * 2];
+            int across = threadIdx.x % 128 / WARP * 16 + row + half * 8;
+            left[half][k] = one.a ? number(both, k % 2, one.kind) : in_shared(one.in_shared, k, across, true, one.kind);
+        }
+    if (one.a) meet();
+    for (int i = 0; i < one.n / 2; i++) {
+        int column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+        float sum = one.add ? one.c[i] : 0;
+        for (int k = 0; k < 16; k++) sum += left[i % 4 / 2][k] * in_shared(one.b, k, column, !one.a, one.kind);
+        one.c[i] = sum;
+    }
 }
 
 static void live() {
@@ -122,6 +210,7 @@ extern "C" int launch(Kernel kernel, long long blocks, const void* problem, doub
     for (Fiber* fiber = fibers; fiber < fibers + THREADS; fiber++)
         if (fiber->state != ENDED) fiber->state = NEW;
     now = {kernel, problem, number};
+    late = order % 2;
     for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
         memset(__start_shared, 0xff, __stop_shared - __start_shared);  // NaN: nothing has been written yet
         do {
