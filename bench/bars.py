@@ -122,7 +122,11 @@ FUSED = [case("layer_norm", *sizes, residual=True) for sizes in NORMS]
 
 # of a batch and heads that fill a GPU
 LENGTHS = [(50, {}), (77, {"causal": True}), (197, {}), (257, {}), (577, {}), (730, {})]
-SHORT = [case("attention", 64, 16, n, n, d, **options) for n, options in LENGTHS for d in (64, 72, 80, 88, 104)]
+SHORT = [
+    case("attention", round(16_000 / n), 16, n, n, d, **options)  # 256,000 queries
+    for n, options in LENGTHS
+    for d in (64, 72, 80, 88, 104)
+]
 PIXELS = [case("attention", 16, 16, n, n, d, causal=True) for n in (1024, 2304, 4096) for d in (64, 96, 128)]
 MANY = [case("clip_loss", 32768, e) for e in (512, 1024)]
 BATCHES = [case("layer_norm", 50432, 768, residual=True), case("layer_norm", 65792, 1024, residual=True)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import saccade
@@ -17,7 +18,7 @@ class Journal:
     """
 
     def __init__(self, path, settings):
-        self.path, self.kept = None if path is None else Path(path), {}
+        self.path, self.kept, self._guard = None if path is None else Path(path), {}, threading.Lock()
         if self.path is None:
             return
         settings = json.loads(json.dumps(settings))
@@ -34,7 +35,7 @@ class Journal:
             return self.kept[name]
         made = make()
         if self.path is not None:
-            with open(self.path, "a") as file:
+            with self._guard, open(self.path, "a") as file:
                 file.write(f"{json.dumps([name, made])}\n")
         return made
 

@@ -6,10 +6,13 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +29,7 @@ LIES = 3.0  # how much longer calls may take by this process's clock than by the
 
 def run(
     cases, providers=None, *, seconds=1.0, samples=timing.SAMPLES, processes=PROCESSES, caches=timing.CACHES,
-    oracle=4.0, threads=None, seed=0, device="cpu", graph=False, journal=None, told=None,
+    oracle=4.0, threads=None, seed=0, device="cpu", graph=False, jobs=1, minutes=None, journal=None, told=None,
 ):  # fmt: skip
     """Judge and time: the results as a dictionary that JSON can carry.
 
@@ -43,6 +46,8 @@ def run(
         seed: of all that is drawn.
         device: "cpu" or "cuda".
         graph: on a GPU, whether a captured graph of a call is timed, without its launches.
+        jobs: on a GPU, rows that are prepared and judged at a time; one alone is timed.
+        minutes: after which no more rows are begun; None for all.
         journal: a ``Journal`` of rows that an interrupted run has measured, and of those to come.
         told: called with (done, of, what) before each row.
     """
@@ -50,6 +55,8 @@ def run(
     threads, where = threads or len(os.sched_getaffinity(0)), device_of(device)
     if graph and device == "cpu":
         raise ValueError("bench: graph with device='cpu', expected device='cuda': graphs are of launches on a GPU")
+    if jobs > 1 and device == "cpu":
+        raise ValueError(f"bench: {jobs=} with device='cpu', expected 1: who is timed there needs all processors")
     wanted = providers if isinstance(providers, dict) else {case.operation: providers for case in cases}
     for name in {name for names in wanted.values() for name in names or ()}:
         provider(name)  # one that is not there ends the run before it begins
@@ -65,26 +72,23 @@ def run(
         for case in cases
     }
     rows = [(case, name) for case in cases for name in names[case.name]]
-    judged, floors = {}, {}
+    floors = {}
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as shared:
         measured = [limits.measured(dtypes, threads, where)]
         common = {
-            "seconds": seconds / processes, "samples": samples, "threads": threads, "seed": seed, "shared": shared,
-            "device": device, "graph": graph, "caches": caches,
+            "seconds": seconds / processes, "samples": samples, "threads": max(1, threads // jobs), "seed": seed,
+            "shared": shared, "device": device, "graph": graph, "caches": caches,
         }  # fmt: skip
-        for done, (case, name) in enumerate(rows):
-            if told is not None:
-                told(done, len(rows), f"{case.name}: {name}")
-            key, base = (name, case.operation, case.dtype, case.gradients), names[case.name][0]
+        tasks = []
+        for case, name in rows:
             limit = LIMIT + CALLS * case.work()[0] / measured[0]["gemm"][case.dtype]
-            task = {
-                "case": asdict(case), "provider": name, "base": base, "oracle": 0 if key in judged else oracle,
-                "limit": limit, **common,
-            }  # fmt: skip
-            row = judged.get(key) or journal.get(f"{case.name}: {name}", partial(_joined, task, processes))
-            if row.get("oracle"):  # what it said of this provider holds for its other cases
-                judged[key] = row if row["oracle"] != "PASS" else {}
-            row = {"case": case.name, **asdict(case), "provider": name, "base": base, **row}
+            task = {"case": asdict(case), "provider": name, "base": names[case.name][0], "limit": limit, **common}
+            tasks.append((case, task))
+        stop = None if minutes is None else time.perf_counter() + 60 * minutes
+        for (case, task), row in zip(
+            tasks, _measured(tasks, oracle, processes, jobs, stop, journal, told), strict=True
+        ):
+            row = {"case": case.name, **asdict(case), "provider": task["provider"], "base": task["base"], **row}
             results["rows"].append(_with_figures(row, floors, np.random.default_rng(seed)))
         measured.append(limits.measured(dtypes, threads, where))
     results |= {"limits": limits.best(measured), "limits before and after": measured}
@@ -101,6 +105,43 @@ def _machine(threads):
         "system": platform.platform(), "commit": commit.stdout.strip() or None,
         "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }  # fmt: skip
+
+
+def _measured(tasks, oracle, processes, jobs, stop, journal, told):
+    """The row of each (case, task), in their order, or by ``jobs`` threads. What the oracle says of a provider holds
+    for all of its cases of an operation and dtype, which one thread has."""
+    rows: list[Any] = [None] * len(tasks)
+    ended = threading.Event()
+    of_key = [(task["provider"], case.operation, case.dtype, case.gradients) for case, task in tasks]
+    heard = dict.fromkeys(of_key)  # by the oracle: None if it has not been asked yet
+
+    def measure(which):
+        for i in which:
+            case, task = tasks[i]
+            name, said = f"{case.name}: {task['provider']}", heard[of_key[i]]
+            if ended.is_set():
+                return
+            if told is not None:
+                told(sum(row is not None for row in rows), len(rows), name)
+            if stop is not None and time.perf_counter() > stop and name not in journal.kept:
+                rows[i] = {"verdict": "INCONCLUSIVE", "reason": "its turn did not come in time"}
+                continue
+            task = task | {"oracle": oracle if said is None else 0, "session": jobs > 1}
+            rows[i] = said or journal.get(name, partial(_joined, task, processes))
+            if rows[i].get("oracle"):
+                heard[of_key[i]] = rows[i] if rows[i]["oracle"] != "PASS" else {}
+
+    if jobs == 1:
+        measure(range(len(tasks)))
+        return rows
+    with ThreadPoolExecutor(jobs) as pool:
+        chains = [[i for i, key in enumerate(of_key) if key == one] for one in heard]
+        try:
+            for done in [pool.submit(measure, chain) for chain in chains]:
+                done.result()
+        finally:
+            ended.set()
+    return rows
 
 
 def _joined(task, processes):
@@ -128,7 +169,10 @@ def _worked(task):
         journal.touch()
         command = [sys.executable, "-P", "-m", "saccade.bench.worker", folder]
         environment_ = {**os.environ, **counts}
-        worker = subprocess.Popen(command, env=environment_, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        worker = subprocess.Popen(
+            command, env=environment_, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            start_new_session=task["session"],  # which an interruption does not reach: the thread sees to its end
+        )  # fmt: skip
         try:
             burst = _watched(worker, journal, task["limit"] + 30)
         finally:

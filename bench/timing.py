@@ -17,7 +17,6 @@ import numpy as np
 SAMPLES, FEWEST = 5, 2  # of each contender and cache in a process, at least; where PATIENCE is not enough, fewer
 PATIENCE = 5.0  # seconds
 CACHES = "cold", "warm"
-ENTRIES = 64
 LONG = 0.25  # seconds: waking the threads of calls as long as that would not show
 TRAPS = 0.2  # the share of calls before which the numbers change late
 
@@ -30,7 +29,6 @@ class Contender:
         problem: whose numbers are changed before each call.
         call: without arguments.
         wake: the same on arrays of its own, to be called before.
-        taken: what a call returned -> a tuple of NumPy arrays.
         samples: seconds, by "cold" and "warm", as far as they are timed.
         seen: (which inputs, the copied entries) after each call.
     """
@@ -38,38 +36,27 @@ class Contender:
     problem: Any
     call: Any
     wake: Any
-    taken: Any
     samples: dict = field(default_factory=dict)
     seen: list = field(default_factory=list)
 
 
-def entries(arrays, rng=None):
-    """Some entries of every array, always the same ones, as one float64 vector."""
-    taken = []
-    for x in arrays:
-        if x is not None and np.size(x):
-            at = np.linspace(0, np.size(x) - 1, ENTRIES).astype(np.int64)
-            taken.append(np.asarray(x.reshape(-1)[at] if x.flags.c_contiguous else x.flat[at]).astype(np.float64))
-    return np.concatenate(taken) if taken else np.zeros(0)
-
-
 def _timed(contender, inputs, which, cache, device):
-    contender.problem.fill(*inputs[which])
+    contender.problem.fill(*inputs[which], again=True)
     if cache == "cold":
         device.flush()
     sleep(device.pause)
     contender.wake()
     returned, seconds = device.seconds(contender.call)
-    contender.seen.append((which, entries(contender.taken(returned))))
+    contender.seen.append((which, contender.problem.entries(returned)))
     return seconds
 
 
 def _trap(contender, inputs, which):
     """A call whose numbers change after the one before it."""
-    contender.problem.fill(*inputs[1 - which])
+    contender.problem.fill(*inputs[1 - which], again=True)
     contender.wake()
-    contender.problem.fill(*inputs[which])
-    contender.seen.append((which, entries(contender.taken(contender.call()))))
+    contender.problem.fill(*inputs[which], again=True)
+    contender.seen.append((which, contender.problem.entries(contender.call())))
 
 
 def warm_up(contender, inputs, device, seconds=1.0):

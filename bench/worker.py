@@ -19,6 +19,7 @@ from saccade.bench.cases import Case
 from saccade.bench.device import device
 from saccade.bench.problem import Problem
 from saccade.bench.providers import claims_of, provider
+from saccade.bench.turns import Turns, held
 from saccade.reference.precision import compute_dtype
 from saccade.testing import gate
 from saccade.testing.subject import time_limit
@@ -37,36 +38,40 @@ def row(task, tell):
     inputs = [_drawn(case, int(rng.integers(2**32))) for _ in range(2)]
     large = judging.is_large(case) or case.operation == "model"
     parts = _parts_shared(case, inputs, task, rng, tell) if large else None
-    made = provider(task["provider"])
-    forward, backward, problem = _applied(made, case, inputs[0], where)
-    if forward is None:
-        return {"verdict": "does not apply", "reason": backward}
-    oracle = None
-    if task["oracle"] and case.operation != "model":  # of which the oracle knows nothing
-        tell("judging")
-        oracle, says = judging.judge_provider(made, claims_of(task["provider"], made), case, task["oracle"], where.name)
-        if oracle != "PASS":
-            return {"verdict": oracle, "reason": says or "too little could be judged", "oracle": oracle}
-    tell("judging the case")
-    found = _judged(case, problem, parts or _parts(case, inputs, rng), forward, backward)
-    if found is not None:
-        return {**found, "oracle": oracle}
-    contenders = [_contender(made, case, inputs, problem, forward, backward, where)]
-    base = provider(task["base"])
-    against, its_backward, its_problem = _applied(base, case, inputs[0], where)
-    if against is not None:
-        contenders.append(_contender(base, case, inputs, its_problem, against, its_backward, where))
-    if task["graph"]:
-        try:
-            for one in contenders:
-                one.call = where.captured(one.call)
-        except Exception as error:  # whatever a provider does that a graph cannot hold
-            return {"verdict": "does not apply", "reason": f"no graph holds it: {error}", "oracle": oracle}
+    made, turns = provider(task["provider"]), Turns(task["shared"])
+    with turns.together():
+        forward, backward, problem = _applied(made, case, inputs[0], where)
+        if forward is None:
+            return {"verdict": "does not apply", "reason": backward}
+        oracle = None
+        if task["oracle"] and case.operation != "model":  # of which the oracle knows nothing
+            tell("judging")
+            claims = claims_of(task["provider"], made)
+            oracle, says = judging.judge_provider(made, claims, case, task["oracle"], where.name)
+            if oracle != "PASS":
+                return {"verdict": oracle, "reason": says or "too little could be judged", "oracle": oracle}
+        tell("judging the case")
+        found = _judged(case, problem, parts or _parts(case, inputs, rng), forward, backward)
+        if found is not None:
+            return {**found, "oracle": oracle}
+        contenders = [_contender(made, case, inputs, problem, forward, backward, where)]
+        base = provider(task["base"])
+        against, its_backward, its_problem = _applied(base, case, inputs[0], where)
+        if against is not None:
+            contenders.append(_contender(base, case, inputs, its_problem, against, its_backward, where))
+        if task["graph"]:
+            try:
+                for one in contenders:
+                    one.call = where.captured(one.call)
+            except Exception as error:  # whatever a provider does that a graph cannot hold
+                return {"verdict": "does not apply", "reason": f"no graph holds it: {error}", "oracle": oracle}
     tell("timing")
-    raced = _raced(case, contenders, inputs, task, rng, tell, where)
+    with turns.alone():
+        raced = _raced(case, contenders, inputs, task, rng, tell, where)
     if raced["verdict"] == "PASS":
-        again = (parts or _parts(case, inputs, rng))[::-1]
-        raced = _judged(case, problem, again, forward, backward) or raced
+        with turns.together():
+            again = (parts or _parts(case, inputs, rng))[::-1]
+            raced = _judged(case, problem, again, forward, backward) or raced
     return {**raced, "oracle": oracle}
 
 
@@ -82,10 +87,11 @@ def _raced(case, contenders, inputs, task, rng, tell, where):
         returned = mine.call()
         time.sleep(0.02)
         where.wait()
-        results.append(timing.entries(mine.taken(returned)))
+        results.append(mine.problem.entries(returned))
     if late := timing.stale(mine, results):
         return {"verdict": "FAIL", "reason": f"{late} of {len(mine.seen)} timed calls had not their own results"}
-    burst = int(min(MOST, 1 + BURST / max(1e-9, np.median(mine.samples[task["caches"][-1]]))))
+    one = max(1e-9, np.median(mine.samples[task["caches"][-1]]))
+    burst = int(min(MOST, 1 + min(BURST, task["seconds"]) / one))
     for _ in range(BURSTS if burst > 1 else 1):
         tell(f"burst begins {burst}")
         for _ in range(burst):
@@ -142,9 +148,11 @@ def _parts_shared(case, inputs, task, rng, tell):
     tell("computing the truth")
     name = hashlib.sha256(f"{case.name} {task['seed']}".encode()).hexdigest()[:16]
     paths = [Path(task["shared"], f"{name}-{i}.npz") for i in range(2)]
-    if case.operation == "model":
-        return [judging.part_of_model(case, *one, rng=rng, path=path) for one, path in zip(inputs, paths, strict=True)]
-    sums = [pairs.sums_of(case.operation, one[0], path) for one, path in zip(inputs, paths, strict=True)]
+    with held(Path(task["shared"], name)):  # or several workers would compute it
+        if case.operation == "model":
+            both = zip(inputs, paths, strict=True)
+            return [judging.part_of_model(case, *one, rng=rng, path=path) for one, path in both]
+        sums = [pairs.sums_of(case.operation, one[0], path) for one, path in zip(inputs, paths, strict=True)]
     return [judging.part_of_pairs(case, *one, rng=rng, sums=its) for one, its in zip(inputs, sums, strict=True)]
 
 
@@ -160,9 +168,8 @@ def _judged(case, problem, parts, forward, backward):
 
 
 def _contender(made, case, inputs, problem, forward, backward, where):
-    call, taken = (backward, problem.gradients_of) if case.gradients else (forward, problem.outputs)
     wake = _applied(made, case, inputs[1], where)[1 if case.gradients else 0]
-    return timing.Contender(problem, call, wake, taken)
+    return timing.Contender(problem, backward if case.gradients else forward, wake)
 
 
 def _threads(count):

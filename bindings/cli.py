@@ -103,6 +103,8 @@ def _application(typer):
         processes: int = typer.Option(3, min=1, help="In which every row is timed, one after the other."),
         device: str = typer.Option("cpu", help="cpu, or cuda: torch's and CuPy's GPU."),
         graph: bool = typer.Option(False, help="On a GPU: time a captured graph of a call, without its launches."),
+        jobs: int = typer.Option(1, min=1, help="On a GPU: rows that are prepared at a time; one alone is timed."),
+        minutes: float = typer.Option(None, help="After which no more rows are begun."),
         threads: int = typer.Option(None, help="For every provider; all processors if not given."),
         seed: int = typer.Option(0, help="Seed of everything that is drawn."),
         out: Path = typer.Option(None, help="Folder for index.html, table.md, summary.md and results.json."),
@@ -123,7 +125,7 @@ def _application(typer):
             names = providers.split(",") if providers else None
             options = {
                 "seconds": seconds, "processes": processes, "threads": threads, "seed": seed, "device": device,
-                "graph": graph,
+                "graph": graph, "jobs": jobs, "minutes": minutes,
             }  # fmt: skip
             if suite == "bars":
                 sys.exit(console.run_bars(operation, names, **files, **options))

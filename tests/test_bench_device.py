@@ -2,6 +2,8 @@
 
 import json
 import sys
+import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,6 +15,8 @@ import pytest
 
 import saccade
 from saccade.bench import cases, device, report, run, timing, worker
+from saccade.bench.journal import Journal
+from saccade.bench.turns import Turns
 from saccade.testing.frameworks import Framework
 
 CASE = cases.case("gelu", 16, 30)
@@ -130,7 +134,8 @@ def row_of(name, **changes):
         "case": asdict(CASE), "provider": f"simulated:{name}", "base": f"simulated:{name}", "oracle": 0, "seed": 0,
         "threads": 1, "seconds": 0.05, "samples": 4, "device": "cuda", "graph": False, "caches": timing.CACHES,
     }  # fmt: skip
-    return worker.row(task | changes, lambda line: None)
+    with tempfile.TemporaryDirectory() as shared:
+        return worker.row({**task, "shared": shared, **changes}, lambda line: None)
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -207,3 +212,58 @@ def test_devices_that_are_not_there_are_refused(options, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         run.run([CASE], ["saccade"], **options)
+
+
+def test_one_who_is_timed_is_alone(tmp_path):
+    turns, inside, seen = Turns(tmp_path), [], []
+
+    def come(alone):
+        with turns.alone() if alone else turns.together():
+            inside.append(alone)
+            seen.append((alone, len(inside)))
+            sleep(0.01)
+            inside.remove(alone)
+
+    threads = [threading.Thread(target=come, args=(i % 3 == 0,)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 12 and all(count == 1 for alone, count in seen if alone)
+    assert max(count for alone, count in seen if not alone) > 1
+
+
+def test_rows_by_several_threads_are_those_of_one(tmp_path, monkeypatch):
+    some = [(one, name) for one in (CASE, cases.case("gelu", 8, 30)) for name in ("a", "b", "c")]
+    tasks = [(one, {"provider": name}) for one, name in some]
+    asked = []
+
+    def joined(task, processes):
+        asked.append((task["provider"], task["oracle"], task["session"]))
+        sleep(0.01)
+        bad = task["provider"] == "b"
+        return {"verdict": "FAIL" if bad else "PASS", "oracle": ("FAIL" if bad else "PASS") if task["oracle"] else None}
+
+    monkeypatch.setattr(run, "_joined", joined)
+    found = []
+    for jobs in (1, 3):
+        asked.clear()
+        journal = Journal(tmp_path / f"{jobs}", {})
+        rows = run._measured(tasks, 4.0, 1, jobs, None, journal, None)
+        found.append([row["verdict"] for row in rows])
+        assert sorted(asked) == sorted(
+            [("a", 4.0, jobs > 1), ("a", 0, jobs > 1), ("b", 4.0, jobs > 1), ("c", 4.0, jobs > 1), ("c", 0, jobs > 1)]
+        )
+        assert len(Journal(tmp_path / f"{jobs}", {}).kept) == 5
+    assert found[0] == found[1] == ["PASS", "FAIL", "PASS"] * 2
+
+
+def test_rows_whose_turn_does_not_come_are_said(monkeypatch):
+    monkeypatch.setattr(run, "_joined", lambda task, processes: {"verdict": "PASS"})
+    rows = run._measured([(CASE, {"provider": "a"})], 0, 1, 1, 0.0, Journal(None, {}), None)
+    assert rows == [{"verdict": "INCONCLUSIVE", "reason": "its turn did not come in time"}]
+
+
+def test_several_jobs_are_for_gpus():
+    with pytest.raises(ValueError, match="jobs=2 with device='cpu', expected 1"):
+        run.run([CASE], ["saccade"], jobs=2)

@@ -18,7 +18,8 @@ def takes(query, key, value, mask, bias, causal, key_lengths):
     """Whether cuDNN computes what these ask for."""
     (t, d), s, e = query.shape[2:], key.shape[2], value.shape[3]
     return (
-        mask is None and bias is None and key_lengths is None and (not causal or t == s) and min(t, s, len(query)) > 0
+        mask is None and bias is None and key_lengths is None and (not causal or t == s) and min(t, s) > 1
+        and 0 not in query.shape
         and query.element_size() == 2 and d == e and d % 8 == 0 and d <= 128
         and all(x.stride(3) == 1 and x.data_ptr() % 16 == 0 for x in (query, key, value))
         and all(step % 8 == 0 for x in (query, key, value) for step in x.stride()[:3])
@@ -30,18 +31,23 @@ def attention_forward(query, key, value, *, mask, bias, causal, key_lengths, sca
 
     Raises:
         ValueError: for what cuDNN has not: masks, biases, lengths of keys, causal with another number of queries than
-            keys, more than 16 bits a number, rows that are not whole or no multiple of 8 up to 128.
+            keys, a single query or key, more than 16 bits a number, rows that are no multiple of 8 up to 128.
     """
+    out, lse, scale = _attend(query, key, value, mask, bias, causal, key_lengths, scale)
+    out = out.contiguous()
+    saved = query, key, value, bias, mask, key_lengths, out, lse, causal, scale
+    return ((out, lse) if return_lse else out), saved
+
+
+def _attend(query, key, value, mask, bias, causal, key_lengths, scale):
     if not takes(query, key, value, mask, bias, causal, key_lengths):
         raise ValueError(
-            "attention: backend='sdpa' takes 16-bit queries, keys and values in rows of one width, a multiple of 8 up "
-            "to 128, without mask, bias or key_lengths, and causal=True where there are as many queries as keys"
+            "attention: backend='sdpa' takes several 16-bit queries, keys and values in rows of one width, a multiple of "
+            "8 up to 128, without mask, bias or key_lengths, and causal=True where there are as many queries as keys"
         )
     scale = query.shape[3] ** -0.5 if scale is None else scale
     out, lse, *_ = _FORWARD(query, key, value, None, True, 0.0, causal, False, scale=scale)
-    out, lse = out.contiguous(), lse.view(query.shape[:3])
-    saved = query, key, value, bias, mask, key_lengths, out, lse, causal, scale
-    return ((out, lse) if return_lse else out), saved
+    return out, lse.view(query.shape[:3]), scale
 
 
 def attention_backward(saved, grad_out, grad_lse=None) -> Any:
@@ -59,10 +65,10 @@ def attention_backward(saved, grad_out, grad_lse=None) -> Any:
 
 def qkv_attention_forward(qkv, *, causal, key_lengths, scale):
     """``qkv_attention`` and what ``qkv_attention_backward`` needs."""
-    three, options = qkv.permute(2, 0, 3, 1, 4).unbind(0), dict(causal=causal, key_lengths=key_lengths, scale=scale)
-    out, saved = attention_forward(*three, mask=None, bias=None, return_lse=False, **options)
-    out = out.transpose(1, 2).contiguous()
-    return out, (qkv, key_lengths, out, *saved[7:])
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    out, lse, scale = _attend(query, key, value, None, None, causal, key_lengths, scale)
+    out = out.transpose(1, 2).contiguous()  # which it is, since cuDNN's lies as the queries do
+    return out, (qkv, key_lengths, out, lse, causal, scale)
 
 
 def qkv_attention_backward(saved, grad_out):
