@@ -108,36 +108,38 @@ def _machine(threads):
 
 
 def _measured(tasks, oracle, processes, jobs, stop, journal, told):
-    """The row of each (case, task), in their order, or by ``jobs`` threads. What the oracle says of a provider holds
-    for all of its cases of an operation and dtype, which one thread has."""
+    """The row of each (case, task), in their order, or by ``jobs`` threads. What the oracle says of a provider with the
+    first case of an operation and dtype holds for the others, which wait for it."""
     rows: list[Any] = [None] * len(tasks)
-    ended = threading.Event()
-    of_key = [(task["provider"], case.operation, case.dtype, case.gradients) for case, task in tasks]
-    heard = dict.fromkeys(of_key)  # by the oracle: None if it has not been asked yet
+    keys = [(task["provider"], case.operation, case.dtype, case.gradients) for case, task in tasks]
+    heard, ended, begun = {}, threading.Event(), []
 
-    def measure(which):
-        for i in which:
-            case, task = tasks[i]
-            name, said = f"{case.name}: {task['provider']}", heard[of_key[i]]
-            if ended.is_set():
-                return
-            if told is not None:
-                told(sum(row is not None for row in rows), len(rows), name)
-            if stop is not None and time.perf_counter() > stop and name not in journal.kept:
-                rows[i] = {"verdict": "INCONCLUSIVE", "reason": "its turn did not come in time"}
-                continue
-            task = task | {"oracle": oracle if said is None else 0, "session": jobs > 1}
-            rows[i] = said or journal.get(name, partial(_joined, task, processes))
-            if rows[i].get("oracle"):
-                heard[of_key[i]] = rows[i] if rows[i]["oracle"] != "PASS" else {}
+    def measure(i):
+        (case, task), key = tasks[i], keys[i]
+        name = f"{case.name}: {task['provider']}"
+        if ended.is_set():
+            return
+        if told is not None:
+            told(sum(row is not None for row in rows), len(rows), name)
+        if stop is not None and time.perf_counter() > stop and name not in journal.kept:
+            rows[i] = {"verdict": "INCONCLUSIVE", "reason": "its turn did not come in time"}
+        else:
+            task = task | {"oracle": 0 if key in heard else oracle, "session": jobs > 1}
+            rows[i] = heard.get(key) or journal.get(name, partial(_joined, task, processes))
+        if key not in heard:
+            heard[key] = rows[i] if rows[i].get("oracle") not in (None, "PASS") else None
+            others = [j for j in range(i + 1, len(tasks)) if keys[j] == key]
+            if jobs > 1:
+                begun.extend(pool.submit(measure, j) for j in others)
 
     if jobs == 1:
-        measure(range(len(tasks)))
+        for i in range(len(tasks)):
+            measure(i)
         return rows
     with ThreadPoolExecutor(jobs) as pool:
-        chains = [[i for i, key in enumerate(of_key) if key == one] for one in heard]
         try:
-            for done in [pool.submit(measure, chain) for chain in chains]:
+            begun.extend(pool.submit(measure, keys.index(key)) for key in dict.fromkeys(keys))
+            for done in begun:  # which grows meanwhile
                 done.result()
         finally:
             ended.set()

@@ -42,7 +42,7 @@ def attention_forward(query, key, value, *, mask, bias, causal, key_lengths, sca
 def _attend(query, key, value, mask, bias, causal, key_lengths, scale):
     if not takes(query, key, value, mask, bias, causal, key_lengths):
         raise ValueError(
-            "attention: backend='sdpa' takes several 16-bit queries, keys and values in rows of one width, a multiple of "
+            "attention: backend='sdpa' takes several 16-bit queries, keys and values of one width, a multiple of "
             "8 up to 128, without mask, bias or key_lengths, and causal=True where there are as many queries as keys"
         )
     scale = query.shape[3] ** -0.5 if scale is None else scale
