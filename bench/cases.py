@@ -216,7 +216,7 @@ SUITES = {
 
 
 def suite(name, operation=None, dtypes=("float32",), gradients=False):
-    """The cases of a suite's name or TOML file, of one operation if it is given, in each dtype.
+    """The cases of a suite's name or TOML file, of some operations, by commas, if they are given, in each dtype.
 
     A TOML file has a table ``[[case]]`` each: operation, sizes (a list), and any options.
 
@@ -234,10 +234,15 @@ def suite(name, operation=None, dtypes=("float32",), gradients=False):
             raise ValueError(f"bench: a case of {name} has no {error.args[0]}, expected operation and sizes") from None
     else:
         raise ValueError(f"bench: suite={name!r}, expected one of {', '.join(SUITES)}, or a .toml file")
-    found = [one for one in found if operation in (None, one.operation)]
+    found = of_operations(found, operation)
     if not found:
         raise ValueError(f"bench: suite={name!r} has no case of operation={operation!r}")
     dtyped = [
         replace(one, dtype=dtype) for one in found for dtype in (dtypes if one.operation != "fit" else dtypes[:1])
     ]
     return [replace(one, gradients=gradients and one.operation not in FORWARD_ALONE) for one in dtyped]
+
+
+def of_operations(found, names):
+    """Those of some cases whose operation is among names by commas; all if none are given."""
+    return [one for one in found if names is None or one.operation in names.split(",")]

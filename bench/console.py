@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from saccade import environment
 from saccade.bench import bars, report
+from saccade.bench.cases import of_operations
 from saccade.bench.journal import Journal, sources
 from saccade.bench.probes import measure
 from saccade.bench.run import run
@@ -24,8 +25,8 @@ def run_bench(cases, providers, *, out=None, json_file=None, base=None, **option
 
 
 def run_bars(operation, providers, *, out=None, json_file=None, base=None, device="cpu", **options):
-    """``run_bench`` of what decides the bars, of one operation if it is given, and the bars."""
-    cases = [one for one in bars.cases(device) if operation in (None, one.operation)]
+    """``run_bench`` of what decides the bars, of some operations if they are given, and the bars."""
+    cases = of_operations(bars.cases(device), operation)
     if not cases:
         raise ValueError(f"bench: no bar is decided by cases of operation={operation!r}")
     providers = providers or bars.PROVIDERS[device]

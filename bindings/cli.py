@@ -87,7 +87,7 @@ def _application(typer):
         epilog="Example: saccade bench attention --providers torch-sdpa,saccade --suite vit --out bench-report"
     )
     def bench(
-        operation: str = typer.Argument(None, help="Of a suite's cases only those of this operation."),
+        operation: str = typer.Argument(None, help="Of a suite's cases only those of these operations, by commas."),
         providers: str = typer.Option(
             None, help="Names or module:function, by commas; the first of an operation is the base."
         ),
