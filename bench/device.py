@@ -4,6 +4,7 @@ Clock and events are taken before any provider is imported. One that changes wha
 clock of the process that waits (``saccade.bench.run``).
 """
 
+import contextlib
 import functools
 import subprocess
 import sys
@@ -115,10 +116,11 @@ class Cuda(Processors):
         side.wait_stream(cuda.current_stream())
         with cuda.stream(side):  # where libraries make what may not be made while a graph is captured
             for _ in range(3):
-                call()
+                with self._cupy_too():
+                    call()
         cuda.current_stream().wait_stream(side)
         graph = cuda.CUDAGraph()
-        with cuda.graph(graph):
+        with cuda.graph(graph), self._cupy_too():
             returned = call()
 
         def replay():
@@ -126,6 +128,14 @@ class Cuda(Processors):
             return returned
 
         return replay
+
+    def _cupy_too(self):
+        """In the block, CuPy, if it is there, works in torch's stream and memory."""
+        if "cupy" not in sys.modules:
+            return contextlib.nullcontext()
+        from saccade.torch.cupy import on_current_stream
+
+        return on_current_stream(self._torch.device(self.name, self._torch.cuda.current_device()))
 
     def figures(self, call):
         cuda, state = self._torch.cuda, self.state()  # right after other calls, while clocks are up

@@ -64,7 +64,8 @@ def row(task, tell):
                 for one in contenders:
                     one.call = where.captured(one.call)
             except Exception as error:  # whatever a provider does that a graph cannot hold
-                return {"verdict": "does not apply", "reason": f"no graph holds it: {error}", "oracle": oracle}
+                first = error.__context__ or error  # torch says of a capture that failed only that it did
+                return {"verdict": "does not apply", "reason": f"no graph holds it: {first}", "oracle": oracle}
     tell("timing")
     with turns.alone():
         raced = _raced(case, contenders, inputs, task, rng, tell, where)

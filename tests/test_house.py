@@ -76,3 +76,16 @@ def test_there_is_one_reference():
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef) and file.parent.name != "reference":
                 assert not node.name.endswith("_ref") or "test" in node.name, f"{file}: {node.name}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "kernels/triton").glob("*.py")), ids=lambda f: f.name)
+def test_nothing_is_copied_from_the_host_at_every_call(file):
+    """Numbers as arguments of ``torch.where`` and tensors of numbers are: that waits for the GPU, and a CUDA graph that
+    is captured does not allow it."""
+    for function in functions(file).values():
+        cached = any("cache" in ast.unparse(one) for one in function.decorator_list)
+        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            numbers = [one for one in call.args if isinstance(one, ast.Constant) or "float(" in ast.unparse(one)]
+            assert not (name == "torch.where" and numbers), ast.unparse(call)
+            assert cached or name not in ("torch.tensor", "torch.as_tensor"), ast.unparse(call)

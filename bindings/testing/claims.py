@@ -40,6 +40,7 @@ class Claims:
         head_dims: head dimensions that are taken (any if None).
         zero_sized: whether arrays with no elements are taken.
         empty_rows: whether a query that may see no key gives output 0, log-sum-exp −inf and gradients 0.
+        single_tokens: whether there may be a single query or key.
         causal: "end" (query t sees keys s <= t + S − T), "start" (s <= t) or "square" (T = S alone).
         value_dims: whether values may have another last dimension than keys.
         soft_labels: whether a cross entropy takes rows of probabilities besides classes.
@@ -66,6 +67,7 @@ class Claims:
     head_dims: tuple[int, ...] | None = None
     zero_sized: bool = True
     empty_rows: bool = True
+    single_tokens: bool = True
     causal: str = "end"
     value_dims: bool = True
     soft_labels: bool = True

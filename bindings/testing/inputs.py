@@ -47,8 +47,9 @@ def _named(name):
 def attention_inputs(draw, claims=EVERYTHING, most=40):
     """For ``attention``."""
     dtype, b, h = draw(_dtype(claims)), draw(st.integers(int(not claims.zero_sized), 3)), draw(st.integers(1, 3))
-    least = int(not (claims.zero_sized and claims.empty_rows))
-    t, s = draw(lengths(most, int(not claims.zero_sized))), draw(lengths(most, least))
+    fewest = 0 if claims.single_tokens else 2
+    least = max(fewest, int(not (claims.zero_sized and claims.empty_rows)))
+    t, s = draw(lengths(most, max(fewest, int(not claims.zero_sized)))), draw(lengths(most, least))
     b, h, t, s = draw(_sometimes_larger(b, h, t, s))
     d = draw(head_dims() if claims.head_dims is None else st.sampled_from(claims.head_dims))
     e = draw(st.sampled_from([d, d, d, 1, 5, 16])) if claims.value_dims else d

@@ -147,13 +147,14 @@ PEERS = {
     ),
     "torch-sdpa-efficient": Peer(
         "attention", "torch", "torch",
-        replace(SDPA, dtypes=("float32", *HALF), layouts=("dense",), deterministic=False),
+        replace(SDPA, dtypes=("float32", *HALF), layouts=("dense",), head_dims=EIGHTS, deterministic=False),
         partial(adapters.sdpa, "EFFICIENT_ATTENTION"), "cuda",
     ),
     "torch-sdpa-cudnn": Peer(
         "attention", "torch", "torch",
         replace(
-            SDPA, dtypes=HALF, layouts=("dense",), head_dims=EIGHTS, options=("causal", "scale"), deterministic=False
+            SDPA, dtypes=HALF, layouts=("dense",), head_dims=EIGHTS, options=("causal", "scale"), single_tokens=False,
+            deterministic=False,
         ),
         partial(adapters.sdpa, "CUDNN_ATTENTION"), "cuda",
     ),

@@ -200,7 +200,7 @@ class _ClipLoss(Differentiable):
 
 def factor(x, beside):
     """A factor given as a number, as a tensor without a gradient."""
-    return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64, device=beside.device)
+    return x if isinstance(x, Tensor) else beside.new_full((), x, dtype=torch.float64)
 
 
 def clip_loss(image_embeddings, text_embeddings, logit_scale, *, backend=None):

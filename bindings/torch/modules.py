@@ -74,7 +74,7 @@ class ImageGPT(Model):
             return self.head(hidden, tokens).mean()
         if mask is None:
             raise ValueError("ImageGPT.loss: mask=None, expected bool (b, n) for objective='masked'")
-        each_bn = self.head(hidden, torch.where(mask, tokens, -100)).view(tokens.shape)
+        each_bn = self.head(hidden, tokens.masked_fill(~mask, -100)).view(tokens.shape)
         return (each_bn.sum(1) / mask.sum(1)).mean()
 
     def hidden(self, tokens, mask=None):

@@ -44,8 +44,8 @@ def blocks_of_sequences(cumulative_lengths, n, block):
     i = torch.arange(count, device=bounds.device)
     sequence = torch.searchsorted(stops, i, right=True)
     m_there, sequence = sequence < len(lengths), sequence.clamp(max=len(lengths) - 1)
-    first = block * (i - torch.where(sequence > 0, stops[sequence - 1], 0))
-    rows = torch.where(m_there, lengths[sequence], 0)
+    first = block * (i - stops[sequence - 1].masked_fill(sequence == 0, 0))
+    rows = lengths[sequence].masked_fill(~m_there, 0)
     return torch.stack([bounds[sequence], rows, first]).to(torch.int32)
 
 

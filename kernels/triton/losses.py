@@ -87,7 +87,7 @@ def linear_cross_entropy_forward(hidden, weight, labels, *, ignore_index=-100, l
     own = own_products(hidden, weight, labels)
     of_rows, _, sums = statistics(hidden, weight, own.new_ones(()), own, labels, sums=label_smoothing != 0)
     per_row = of_rows[LOSS] - label_smoothing * sums / len(weight) if label_smoothing else of_rows[LOSS]
-    per_row = torch.where(labels == ignore_index, 0, per_row + _bad(labels, len(weight), core))
+    per_row = (per_row + _bad(labels, len(weight), core)).masked_fill_(labels == ignore_index, 0)
     loss = per_row if reduction == "none" else per_row.sum()
     if reduction == "mean":
         loss = loss / _counted(labels, ignore_index)
@@ -102,14 +102,14 @@ def linear_cross_entropy_backward(saved, grad_loss):
     if reduction == "mean":  # where no row counts, gradients are 0 though the loss is NaN
         whole = whole / _counted(labels, ignore_index).clamp(min=1)
     factors, whole = (whole, one) if reduction == "none" else (one, whole)
-    factors = torch.where(labels == ignore_index, 0, factors + _bad(labels, len(weight), core))
+    factors = (factors + _bad(labels, len(weight), core)).masked_fill_(labels == ignore_index, 0)
     targets = labels, factors, torch.full((), label_smoothing, dtype=core, device=hidden.device)
     return gradients("labels", hidden, weight, one, whole, of_rows=of_rows, targets=targets)[:2]
 
 
 def _bad(labels, k, core):
     """NaN for labels that are none, 0 for the others."""
-    return torch.where((labels >= 0) & (labels < k), 0.0, float("nan")).to(core)
+    return torch.zeros_like(labels, dtype=core).masked_fill_((labels < 0) | (labels >= k), float("nan"))
 
 
 def clip_loss(image_embeddings, text_embeddings, logit_scale):
@@ -159,7 +159,7 @@ def siglip_loss_backward(saved, grad_loss):
 
 def _number(x, like):
     """A factor as a tensor in the dtype sums are taken in."""
-    return torch.as_tensor(x, dtype=like.dtype, device=like.device)
+    return x.to(like.dtype) if isinstance(x, torch.Tensor) else like.new_full((), x)
 
 
 def _of_number(grad, x):
