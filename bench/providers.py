@@ -2,7 +2,7 @@
 
 A provider is a function of a ``Problem`` that returns ``(forward, backward)``, two functions without arguments:
 ``forward()`` gives the operation's outputs, ``backward()`` runs forward and backward and gives the gradients, one for
-each name in ``saccade.testing.gate.GRADIENTS[operation]`` (None where there is none). ``backward`` is None where
+each name in ``saccade.families.GRADIENTS[operation]`` (None where there is none). ``backward`` is None where
 gradients are not on offer. A provider that does not apply returns ``(None, "the reason")``.
 
     def provider(problem):
@@ -27,8 +27,8 @@ import saccade
 from saccade import reference
 from saccade.bench import model_peers
 from saccade.bench.problem import Problem
+from saccade.families import GRADIENTS
 from saccade.testing.claims import Claims
-from saccade.testing.gate import GRADIENTS
 from saccade.testing.peers import PEERS
 from saccade.testing.subject import differentiable, names_of
 

@@ -1,7 +1,8 @@
 """From a contract to a public function: its checks are run, then the first array says who computes it.
 
     NumPy  -> saccade.kernels.numba            (or saccade.reference, by name)
-    torch  -> torch.ops.saccade.*, on the CPU numba, on a GPU Triton (or CuPy, by name)
+    torch  -> torch.ops.saccade.*, on the CPU numba, on a GPU Triton (CuPy or cuDNN where that is faster, or by name);
+              or saccade.reference, by name
     CuPy   -> saccade.kernels.cupy
 
 A ``backend=`` that is named is used or raises.
@@ -95,7 +96,11 @@ def _implementation(name, x, backend):
     return binding.implementation(name, backend)
 
 
-def _torch_implementation(name, backend):
+def _torch_implementation(name, backend) -> Any:
+    if backend == "reference":
+        from saccade.torch.reference import by_reference
+
+        return functools.partial(by_reference, name)
     # A plain import: torch.compile traces it, unlike importlib.import_module or a cached look-up.
     from saccade.torch import ops as torch_ops
 

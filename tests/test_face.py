@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import saccade
-from saccade.families import FAMILIES
+from saccade.families import FAMILIES, GRADIENTS
 from saccade.testing import Claims, check
-from saccade.testing.gate import GRADIENTS
 
 RNG = np.random.default_rng(0)
 

@@ -11,7 +11,8 @@ from scipy import ndimage, special
 from support import assert_close64, assert_gradients
 
 from saccade import reference
-from saccade.testing import gate, strategies
+from saccade.families import GRADIENTS
+from saccade.testing import strategies
 from saccade.testing.claims import Claims
 from saccade.testing.inputs import INPUTS
 from saccade.testing.subject import LOSSES
@@ -206,7 +207,7 @@ def test_results_have_the_dtype_of_the_inputs_and_losses_are_wide(operation, dty
     second = wide if operation == "attention" else dtype  # the log-sum-exp; norms return a sum
     assert [x.dtype for x in outputs] == [first, second][: len(outputs)]
     factors = ("logit_scale", "logit_bias")
-    for name, gradient in zip(gate.GRADIENTS[operation], gradients, strict=True):
+    for name, gradient in zip(GRADIENTS[operation], gradients, strict=True):
         assert gradient is None or gradient.dtype == (wide if name in factors else dtype)
 
 

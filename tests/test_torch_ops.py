@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import saccade
+from saccade import reference
+from saccade.families import GRADIENTS
 from saccade.kernels.numba import matrices
 from saccade.testing import gate
 from saccade.torch import layers, patches
@@ -56,7 +58,7 @@ def cast(x, dtype):
     return x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype == np.float64 else x
 
 
-def through_torch(operation):
+def through_torch(operation, **named):
     """The operation on tensors, in the form the gate takes: NumPy in, NumPy out, gradients by autograd."""
 
     def forward(*arguments, **options):
@@ -68,7 +70,7 @@ def through_torch(operation):
         leaves = [x for x in leaves if isinstance(x, torch.Tensor) and x.dtype.is_floating_point]
         for leaf in leaves:
             leaf.requires_grad_(True)
-        out = getattr(saccade, operation)(*tensors, **keywords)
+        out = getattr(saccade, operation)(*tensors, **keywords, **named)
         outs = out if isinstance(out, tuple) else (out,)
         given = [*arguments, options.get("bias"), options.get("residual")]
         values = tuple(to_numpy(x) for x in outs)
@@ -78,7 +80,7 @@ def through_torch(operation):
         outs, tensors, keywords, _ = saved
         torch.autograd.backward(outs, [from_numpy(x) for x in cotangents])
         gradients = []
-        for name in gate.GRADIENTS[operation]:
+        for name in GRADIENTS[operation]:
             leaf = keywords.get(name, SimpleNamespace(grad=None))
             if name in POSITIONS[operation]:
                 leaf = tensors[POSITIONS[operation].index(name)] if name not in keywords else leaf
@@ -88,7 +90,7 @@ def through_torch(operation):
     return SimpleNamespace(**{f"{operation}_forward": forward, f"{operation}_backward": backward})
 
 
-POSITIONS = {name: tuple(gate.GRADIENTS[name]) for name in gate.GRADIENTS}
+POSITIONS = {name: tuple(GRADIENTS[name]) for name in GRADIENTS}
 POSITIONS["attention"] = ("query", "key", "value")
 POSITIONS["embedding"] = ("tokens", "weight")
 POSITIONS["layer_norm"] = ("x", "scale", "bias")
@@ -105,6 +107,25 @@ def test_operation_matches_the_reference(case, dtype):
     options = {name: cast(x, dtype) for name, x in options.items()}
     judged = gate.assert_right(operation, through_torch(operation), arguments, options)
     assert len(judged) >= 2 and any(one.verdict == "PASS" for one in judged)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_definition_by_name_is_the_reference(case):
+    """Values bit by bit; gradients are its own backward function's."""
+    operation = case.split()[0]
+    arguments, options = CASES[case]
+    by_name = through_torch(operation, backend="reference")
+    out, saved = getattr(by_name, f"{operation}_forward")(*arguments, **options)
+    values, outs = (
+        x if isinstance(x, tuple) else (x,) for x in (out, getattr(reference, operation)(*arguments, **options))
+    )
+    assert all(map(np.array_equal, values, outs))
+    cotangents = gate.draw_cotangents(values)
+    _, kept = getattr(reference, f"{operation}_forward")(*arguments, **options)
+    right = getattr(reference, f"{operation}_backward")(kept, *cotangents)
+    mine = getattr(by_name, f"{operation}_backward")(saved, *cotangents)
+    for g, truth in zip(mine, right, strict=True):
+        assert (g is None) if truth is None else np.array_equal(g, truth)
 
 
 @pytest.fixture(params=[False, True], ids=["torch's products", "own products"])

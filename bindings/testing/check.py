@@ -114,8 +114,8 @@ def check(
         device: torch's name of a device, or None.
         dtypes: names of dtypes to judge; those claimed if None.
         gradients: whether gradients are judged: by autograd of torch or JAX, else by ``vjp``.
-        vjp: ``vjp(arguments, options, cotangents)`` -> a gradient for each name in ``gate.GRADIENTS[operation]``, None
-            for those not given. If None, ``vjp_beside(function)`` for NumPy and CuPy arrays.
+        vjp: ``vjp(arguments, options, cotangents)`` -> a gradient for each name in ``families.GRADIENTS[operation]``,
+            None for those not given. If None, ``vjp_beside(function)`` for NumPy and CuPy arrays.
         claims: what the function promises; everything if None.
         budget: "quick", "normal" or "thorough" (20, 120, 1200 s for a fast function), or seconds.
         seed: of all that is drawn.

@@ -22,33 +22,12 @@ import ml_dtypes
 import numpy as np
 
 from saccade import reference
+from saccade.families import GRADIENTS
 from saccade.reference.precision import compute_dtype
 from saccade.testing import ordinary
 from saccade.testing.ways import ways
 
 # The name of each gradient, in the order f_backward returns them.
-GRADIENTS = {
-    "attention": ("query", "key", "value", "bias"),
-    "qkv_attention": ("qkv",),
-    "varlen_attention": ("query", "key", "value"),
-    "patch_embed": ("images", "weight", "bias"),
-    "linear": ("x", "weight", "bias"),
-    "embedding": ("weight",),
-    "layer_norm": ("x", "scale", "bias", "residual"),
-    "rms_norm": ("x", "scale", "residual"),
-    "gelu": ("x",),
-    "mlp": ("x", "weight_in", "bias_in", "weight_out", "bias_out"),
-    "l2_normalize": ("x",),
-    "conv2d": ("x", "weight", "bias"),
-    "batch_norm": ("x", "scale", "bias"),
-    "average_pool": ("x",),
-    "softmax_cross_entropy": ("logits",),
-    "sigmoid_cross_entropy": ("logits",),
-    "linear_cross_entropy": ("hidden", "weight"),
-    "clip_loss": ("image_embeddings", "text_embeddings", "logit_scale"),
-    "siglip_loss": ("image_embeddings", "text_embeddings", "logit_scale", "logit_bias"),
-}
-
 OUTPUTS = ("output", "second output")
 LARGEST_FACTOR = 2.0**40  # of a flushed number: beyond it the band would hide faults
 NOTHING = 2.0**-10  # of the allowance: a truth below it is what terms that cancel leave in the truth's own precision

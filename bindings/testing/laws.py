@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from saccade.families import GRADIENTS
 from saccade.reference import palette
 from saccade.testing import gate
 from saccade.testing.conduct import fresh_results, fully_written, same_again, same_dtype
@@ -18,7 +19,7 @@ from saccade.testing.holding import Violation, hold, run, standard_of
 from saccade.testing.subject import LOSSES, PALETTE
 
 BATCHED = ("attention", "qkv_attention", "patch_embed", "conv2d", "average_pool")
-DIFFERENTIABLE = tuple(gate.GRADIENTS)
+DIFFERENTIABLE = tuple(GRADIENTS)
 ROWWISE = ("layer_norm", "rms_norm", "gelu", "l2_normalize", "linear", "mlp", "embedding")
 
 

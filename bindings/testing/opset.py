@@ -3,6 +3,7 @@
 import numpy as np
 
 from saccade import reference
+from saccade.families import GRADIENTS
 from saccade.testing import gate, ordinary
 from saccade.testing.ways import ways
 
@@ -15,7 +16,7 @@ class Ordinary:
         self.way = way
 
     def __getattr__(self, name):
-        if name not in gate.GRADIENTS:
+        if name not in GRADIENTS:
             return getattr(reference, name)
 
         def compute(*arguments, **options):

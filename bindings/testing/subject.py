@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from saccade import ops, reference
-from saccade.families import PALETTE as PALETTE
+from saccade.families import GRADIENTS, PALETTE as PALETTE
 from saccade.reference import palette
 from saccade.testing.claims import Claims
 from saccade.testing.explain import described
 from saccade.testing.frameworks import Framework
-from saccade.testing.gate import GRADIENTS
 
 LOSSES = ("softmax_cross_entropy", "sigmoid_cross_entropy", "linear_cross_entropy", "clip_loss", "siglip_loss")
 

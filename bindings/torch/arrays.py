@@ -76,9 +76,8 @@ def _backend_for(function, kind, backend):
     if backend is None:
         return BACKENDS[kind][0]
     if backend not in BACKENDS[kind]:
-        raise ValueError(
-            f"{function}: {backend=} does not take {kind} tensors, expected one of {', '.join(BACKENDS[kind])}"
-        )
+        known = ", ".join((*BACKENDS[kind], "reference"))
+        raise ValueError(f"{function}: {backend=} does not take {kind} tensors, expected one of {known}")
     return backend
 
 

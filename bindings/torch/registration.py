@@ -73,4 +73,6 @@ def present(grad, argument):
 def own(operation, backend):
     """Refuse a named backend for an operation that is the framework's own."""
     if backend is not None:
-        raise ValueError(f"{operation}: {backend=} does not take tensors, expected None: it is torch's own")
+        raise ValueError(
+            f"{operation}: {backend=} does not take tensors, expected None or 'reference': it is torch's own"
+        )
