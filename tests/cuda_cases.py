@@ -24,8 +24,8 @@ CASES = {
         tuple(normal(1, 2, n, width).astype(np.float16) for n, width in ((140, 24), (197, 24), (197, 40))),
         {"return_lse": True},
     ),
-    "attention on Hopper, blocks at once": (
-        tuple(normal(1, 1, n, width).astype(np.float16) for n, width in ((260, 88), (200, 88), (200, 72))),
+    "attention on Hopper, three groups": (
+        tuple(normal(1, 1, n, width).astype(np.float16) for n, width in ((260, 88), (300, 88), (300, 72))),
         {"causal": True, "return_lse": True},
     ),
     "attention on Hopper, blocks by turns": (

@@ -20,8 +20,9 @@ def host(tmp_path_factory):
         yield folder
 
 
-AT_ONCE, BLOCKS, BY_TURNS = (
-    f"attention on Hopper, {how}" for how in ("keys at once", "blocks at once", "blocks by turns")
+SIXTEEN = "attention of 16 bits"
+AT_ONCE, GROUPS, BY_TURNS = (
+    f"attention on Hopper, {how}" for how in ("keys at once", "three groups", "blocks by turns")
 )
 # on Hopper: (case, what is right, what is written instead)
 HOPPER = {
@@ -29,7 +30,7 @@ HOPPER = {
     "keys of causal queries": (BY_TURNS, "own = i_t + 1 +", "own = i_t + 2 +"),
     "lengths forgotten": (BY_TURNS, "length < s ? length : s", "s"),
     "no swizzle": (AT_ONCE, "(chunk % CHUNKS ^ row * CHUNKS / 8 % CHUNKS)", "(chunk % CHUNKS)"),
-    "columns of another height": (BLOCKS, "(chunk / CHUNKS * HEIGHT + row)", "(chunk / CHUNKS * (HEIGHT - 8) + row)"),
+    "columns of another height": (GROUPS, "(chunk / CHUNKS * HEIGHT + row)", "(chunk / CHUNKS * (HEIGHT - 8) + row)"),
     "a column's next eight rows": (AT_ONCE, "(address)SPAN << 32", "(address)(SPAN / 2) << 32"),
     "a step along a row": (AT_ONCE, "k % STEPS * 2, k > 0", "0, k > 0"),
     "the first part's keys twice": (AT_ONCE, "keys + FIRST * SPAN_D / 8", "keys"),
@@ -44,11 +45,11 @@ HOPPER = {
     ),
     "half of a total": (AT_ONCE, "+= part[half * 2] + part[half * 2 + 1]", "+= part[half * 2]"),
     "another quarter's queries": (AT_ONCE, "(row + turn * 16) % TILE", "row"),
-    "the first stage alone": (BY_TURNS, "(RESIDENT ? block : block % 2) * STRIDE", "0 * STRIDE"),
+    "the first stage alone": (BY_TURNS, "block % 2 * MOST, least", "0, least"),
     "a block too few": (BY_TURNS, "first_s >= furthest", "first_s + KEYS >= furthest"),
     "the first tile's queries": (AT_ONCE, "(round % BUFFERS * GROUPS + group) * QUERY_BYTES", "group * QUERY_BYTES"),
     "one group's queries": (
-        BLOCKS,
+        GROUPS,
         "(round % BUFFERS * GROUPS + group) * QUERY_BYTES",
         "round % BUFFERS * QUERY_BYTES",
     ),
@@ -64,17 +65,46 @@ BUGS = {
     "lengths ignored": ("attention.cu", "attention", "return lengths ?", "return 0 ?"),
     "a mask ignored": ("attention.cu", "attention", "return mask.base && ", "return 0 && "),
     "the row sums forgotten": ("attention.cu", "attention", "(products - row_sums", "(products - 0 * row_sums"),
-    "a wrong lane of keys": ("attention.cu", "attention of 16 bits", "&keys[n * 8 + group]", "&keys[n * 8 + lane % 8]"),
-    "a wrong register of queries": ("attention.cu", "attention of 16 bits", "row[i % 2], column", "row[i / 2], column"),
-    "weights in another order": ("attention.cu", "attention of 16 bits", "*left = scores[2 * k]", "*left = scores[k]"),
-    "a sum that is not rescaled": (
-        "attention.cu",
-        "attention of 16 bits",
-        "half * 2 + i] *= rescale",
-        "half * 2 + i] *= 1",
+    "causal off by one, in tiles": ("attention_tiles.cu", SIXTEEN, "i_t + 1 + s - t", "i_t + 2 + s - t"),
+    "a wrong lane of keys": ("attention_tiles.cu", SIXTEEN, "&b[n * 8 + lane / 4]", "&b[n * 8 + lane % 8]"),
+    "a wrong register of queries": (
+        "attention_tiles.cu",
+        SIXTEEN,
+        "lane / 4 + i % 2 * 8, k",
+        "lane / 4 + i / 2 * 8, k",
     ),
-    "half of a row's lanes": ("attention.cu", "attention of 16 bits", "bit <= 2", "bit <= 1"),
-    "queries beyond their end": ("attention.cu", "attention of 16 bits", "i_s < end[half] &&", ""),
+    "weights in another order": ("attention_tiles.cu", SIXTEEN, "*left = tile[2 * k]", "*left = tile[k]"),
+    "a sum that is not rescaled": ("attention_tiles.cu", SIXTEEN, "half * 2 + i] *= rescale", "half * 2 + i] *= 1"),
+    "half of a row's lanes": ("ptx.cu", SIXTEEN, "bit <= 2", "bit <= 1"),
+    "queries beyond their end": ("attention_tiles.cu", SIXTEEN, "i_s < end[half] &&", ""),
+    "tiles without the row sums": ("attention_tiles.cu", SIXTEEN, "(*grad - row_sum)", "(*grad - 0 * row_sum)"),
+    "another row's sums": ("attention_tiles.cu", SIXTEEN, "row_sum[i / 2],\n", "row_sum[0],\n"),
+    "a tile of queries without the scale": (
+        "attention_tiles.cu",
+        SIXTEEN,
+        "by[2] = {scale, scale};",
+        "by[2] = {1, 1};",
+    ),
+    "keys that are not those": (
+        "attention_tiles.cu",
+        SIXTEEN,
+        "(across, p.key, i_b, i_h, first_s,",
+        "(across, p.key, i_b, i_h, 0,",
+    ),
+    "queries left out": (
+        "attention_tiles.cu",
+        SIXTEEN,
+        "seeing / OTHERS * OTHERS : 0",
+        "seeing / OTHERS * OTHERS + OTHERS : OTHERS",
+    ),
+    "values' gradients of dS": (
+        "attention_tiles.cu",
+        SIXTEEN,
+        "round_tile<OTHERS>(rounded, scores)",
+        "round_tile<OTHERS>(rounded, grads)",
+    ),
+    "another key's end": ("attention_tiles.cu", SIXTEEN, "row[i / 2] < p.end(i_b, i_t)", "row[0] < p.end(i_b, i_t)"),
+    "a mask ignored by tiles": ("attention_tiles.cu", SIXTEEN, "seen = seen && !p.hidden(i_b, i_h, i_t, i_s);", ""),
     "sequences that see each other": ("attention.cu", "varlen_attention", "begins.base ? begins.integer(i)", "0 ? 0"),
     "queries of later sequences": ("attention.cu", "varlen_attention", "p.ends.base ? p.ends.integer(i_s)", "0 ? 0"),
     "the last group left out": ("blocks.cu", "layer_norm", "/ GROUP; i++) sum", "/ GROUP - 1; i++) sum"),
@@ -224,7 +254,7 @@ def test_planted_bugs_are_caught(bug, monkeypatch):
 BARRIER = "__syncthreads();"
 BARRIERS = [  # which of a source, its foundations before it, and a case that shows it
     (0, "rms_norm"), (1, "rms_norm"), (2, "softmax_cross_entropy"), (3, "softmax_cross_entropy"), (4, "assign"),
-    (5, "assign"), (4, "attention of 16 bits"), (5, "attention of 16 bits"), (4, AT_ONCE), (5, BY_TURNS),
+    (5, "assign"), *((i, SIXTEEN) for i in range(4, 10)), (4, AT_ONCE), (5, BY_TURNS),
 ]  # fmt: skip
 
 

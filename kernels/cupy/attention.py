@@ -1,12 +1,12 @@
 """Softmax attention on CuPy arrays; the definitions are in ``saccade.reference.attention``, the kernels in
-``attention.cu``."""
+``attention.cu``, and of 16-bit numbers on tensor cores in ``attention_tiles.cu`` and ``attention_hopper.cu``."""
 
 import math
 from typing import Any
 
 from saccade.kernels.cupy import attention_hopper, device
 
-_QUERIES = device.THREADS // 32 * 16  # queries of a block, as in attention.cu
+_OWN = device.THREADS // 32 * 16  # rows of a block, as in attention_tiles.cu
 _WIDEST = 160  # the widest head whose tiles of keys and values fit into the 48 KiB that every GPU has
 
 
@@ -107,8 +107,7 @@ def _forward(three, bias, mask, key_lengths, out, causal, scale, bounds=(None, N
         lengths = None if key_lengths is None else key_lengths.astype("int64")
         attention_hopper.attend((*three, bias, mask, lengths, *saved[6:]))
     elif bounds[0] is None and _has_tiles(query, three[2]):
-        tiles = -(-query.shape[2] // _QUERIES) * query.shape[0] * query.shape[1]
-        _launch("attention_forward_tiles", saved, tiles * device.THREADS)
+        _launch("attention_forward_tiles", saved, _threads_of_tiles(query))
     else:
         _launch("attention_forward", saved, lse.size, bounds=bounds)
     return saved
@@ -120,17 +119,26 @@ def _has_tiles(query, value):
     return query.dtype.itemsize == 2 and fits and device.has_tensor_cores()
 
 
+def _threads_of_tiles(rows):
+    """How many threads it takes for a warp to have 16 rows of each head."""
+    return -(-rows.shape[2] // _OWN) * rows.shape[0] * rows.shape[1] * device.THREADS
+
+
 def _backward(saved, grad_out, grad_lse, gradients, bounds=(None, None)):
     """Fill ``gradients`` for query, key and value; returns that for bias, or None."""
-    query, key, _, bias, _, _, _, lse, _, _ = saved
+    query, key, value, bias, _, _, _, lse, _, _ = saved
     row_sums = device.zeros(lse.shape, lse.dtype)
     if grad_lse is not None:
         row_sums += grad_lse
     grad_bias = None if bias is None else device.empty(bias.shape, bias.dtype)
     arrays = grad_out, row_sums, *gradients, grad_bias
     _launch("attention_row_sums", saved, lse.size, arrays, bounds)
-    _launch("attention_backward_query", saved, lse.size, arrays, bounds)
-    _launch("attention_backward_key", saved, key.size // key.shape[3], arrays, bounds)
+    if bounds[0] is None and _has_tiles(query, value):
+        _launch("attention_backward_query_tiles", saved, _threads_of_tiles(query), arrays)
+        _launch("attention_backward_key_tiles", saved, _threads_of_tiles(key), arrays)
+    else:
+        _launch("attention_backward_query", saved, lse.size, arrays, bounds)
+        _launch("attention_backward_key", saved, key.size // key.shape[3], arrays, bounds)
     if bias is not None:
         _launch("attention_backward_bias", saved, bias.size, arrays, bounds)
     return grad_bias
@@ -150,8 +158,10 @@ def _launch(kernel, saved, threads, gradients=(None,) * 6, bounds=(None, None)):
     parameters += (0,) * 4 if bias is None else (1,) * (4 - bias.ndim) + bias.shape
     for x in bounds:
         parameters += device.describe(x)
-    flags = device.options(lse.dtype, D=d, E=e, **({"TILES": 1} if _has_tiles(query, value) else {}))
-    device.launch("attention.cu", kernel, flags, threads, parameters, scale)
+    file, sizes = "attention.cu", {"D": d, "E": e}
+    if kernel.endswith("_tiles"):
+        file, sizes = "attention_tiles.cu", sizes | {"KIND": "FLOAT16" if query.dtype == "float16" else "BFLOAT16"}
+    device.launch(file, kernel, device.options(lse.dtype, **sizes), threads, parameters, scale)
 
 
 def _with_four_axes(x):

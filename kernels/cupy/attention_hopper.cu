@@ -1,11 +1,11 @@
 // Softmax attention of 16-bit numbers on Hopper's tensor cores, cut to the number of keys; definitions in
-// saccade.reference.attention, the other kernels in attention.cu.
+// saccade.reference.attention, the other kernels in attention.cu and attention_tiles.cu.
 //
 // Keys lie in blocks of KEYS and a last one of LAST, a multiple of 8: 197 keys are one block of 200, 577 four of 128 and
 // one of 72. A warpgroup has TILE queries, and for them the scores of a whole block in its registers. Blocks of threads
-// either hold all keys and values of their head and go through its queries (RESIDENT, with BLOCKS blocks of keys, and BUFFERS
-// for the queries), or
-// have one tile a warpgroup and read the next block of keys while they compute. PER_MULTIPROCESSOR of them run at once.
+// either hold all keys and values of their head, in one block, and go through its queries (RESIDENT, with BUFFERS for
+// those), or have one tile a warpgroup and read the next block of keys while they compute. PER_MULTIPROCESSOR of them run
+// at once.
 //
 // In shared memory rows lie in columns of SPAN numbers, 64, 32 or 16, with their 16-byte chunks by turns, as the tensor
 // cores' "swizzles" of 128, 64 and 32 bytes have them: neither copies nor products meet in a bank.
@@ -28,9 +28,7 @@ struct Problem {
 enum {
     TILE = 64, GROUPS = THREADS / 128, D16 = (D + 15) / 16 * 16, LAST16 = (LAST + 15) / 16 * 16,
     MOST = KEYS > LAST16 ? KEYS : LAST16,
-    ROWS = RESIDENT ? (BLOCKS - 1) * KEYS + LAST16 : 2 * MOST,  // of keys and values in shared memory
-    STRIDE = RESIDENT ? KEYS : MOST,                            // from one block of them to the next
-    ALONE = RESIDENT && BLOCKS == 1,
+    ROWS = RESIDENT ? LAST16 : 2 * MOST,  // of keys and values in shared memory
     E_WIDE = (E + SPAN_D - 1) / SPAN_D * SPAN_D,  // outputs go where queries were
     QUERY_BYTES = TILE * (D16 > E_WIDE ? D16 : E_WIDE) * 2, KEY_BYTES = ROWS * D16 * 2, VALUE_BYTES = ROWS * ((E + SPAN_E - 1) / SPAN_E * SPAN_E) * 2,
     BYTES = BUFFERS * GROUPS * QUERY_BYTES + KEY_BYTES + VALUE_BYTES
@@ -151,7 +149,7 @@ static __device__ __forceinline__ void attend(
     for (int half = 0; half < 2; half++) {
         const float top = over_quad(fmaxf(highest[half * 2], highest[half * 2 + 1]), true);
         shift[half] = top == minus_infinity() ? 0 : top * factor;
-        if (!ALONE) {
+        if (!RESIDENT) {
             const float rescale = power_of_2(rows.top[half] * factor - shift[half]);
             UNROLLED
             for (int j = 0; j < E / 8; j++)
@@ -166,7 +164,7 @@ static __device__ __forceinline__ void attend(
         copied<1>();
         __syncthreads();  // all have the values
     }
-    add_values<FIRST>(sums, left, left_pairs, values, ALONE);
+    add_values<FIRST>(sums, left, left_pairs, values, RESIDENT);
     if (!idle) weigh<SECOND>(right, shift, factor, part);
     add_values<SECOND>(sums, right, right_pairs, values + FIRST * SPAN_E / 8, false);
     UNROLLED
@@ -203,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_MULTIPROCESSOR)
     const int group = threadIdx.x / 128, warp = threadIdx.x / 32, t = (int)p.t, rounds = (int)p.rounds, h = (int)p.h;
     const int tiles = (t + TILE - 1) / TILE, sets = (tiles + GROUPS * rounds - 1) / (GROUPS * rounds);
     const int i_bh = blockIdx.x / sets, i_h = i_bh % h, i_b = i_bh / h, first_tile = blockIdx.x % sets * rounds * GROUPS;
-    const int length = p.length(i_b), all = RESIDENT ? BLOCKS : (int)p.blocks;
+    const int length = p.length(i_b), all = RESIDENT ? 1 : (int)p.blocks;
     const int query_stride = (int)p.query.stride[2], key_stride = (int)p.key.stride[2], value_stride = (int)p.value.stride[2];
     const address query = p.query.at(i_b, i_h, 0, 0), key = p.key.at(i_b, i_h, 0, 0), value = p.value.at(i_b, i_h, 0, 0);
     const float factor = (float)(scale * 1.4426950408889634);
@@ -239,7 +237,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_MULTIPROCESSOR)
                     queries + ((round + 1) % BUFFERS * GROUPS + group) * QUERY_BYTES, query, query_stride,
                     first_t + GROUPS * TILE, t, warp % 4, turn);
             if (!RESIDENT && block + 1 < all && first_s + KEYS < furthest) {
-                const int place = (block + 1) % 2 * STRIDE, next = first_s + KEYS;
+                const int place = (block + 1) % 2 * MOST, next = first_s + KEYS;
                 load_rows<D, D16, SPAN_D, MOST, ROWS, THREADS / 32>(keys + place * SPAN_D * 2, key, key_stride, next, length,
                                                                     warp);
                 load_rows<E, E, SPAN_E, MOST, ROWS, THREADS / 32>(values + place * SPAN_E * 2, value, value_stride, next,
@@ -250,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_MULTIPROCESSOR)
                 if (waiting) copied<1>(), __syncthreads();
                 continue;
             }
-            const int place = (RESIDENT ? block : block % 2) * STRIDE, least = MASKED ? p.end(length, first_row) : 0;
+            const int place = block % 2 * MOST, least = MASKED ? p.end(length, first_row) : 0;
             const unsigned char *its_key = keys + place * SPAN_D * 2, *its_value = values + place * SPAN_E * 2;
             if (block + 1 < all)
                 attend<half(KEYS), KEYS - half(KEYS)>(its_query, its_key, its_value, sums, rows, first_s, factor,

@@ -12,12 +12,12 @@ TILE = 64  # queries of a warpgroup, as in attention_hopper.cu
 WIDEST = 128  # numbers of a row
 FEWEST = 24  # keys of a block, which has two parts
 SHARED = 227 * 1024  # bytes of memory that a block of threads may share
-# By the longest row: the most keys, how many of them a block has, whether all are held at once, warpgroups of a block
-# of threads, and how many of these run at once. The first that fits; what was tried is in bench/results/h200.md.
+# By the longest row: the most keys, how many of them a block has (None: all, which are held at once), warpgroups of a
+# block of threads, and how many of these run at once. The first that fits; bench/results/h200.md says what was tried.
 CUTS = {
-    64: ((128, 128, True, 1, 5), (208, 208, True, 1, 3), (264, 264, True, 1, 2), (1 << 30, 128, False, 2, 2)),
-    80: ((128, 128, True, 1, 4), (264, 264, True, 1, 2), (1 << 30, 96, False, 2, 2)),
-    128: ((128, 128, True, 1, 3), (264, 264, True, 1, 1), (1 << 30, 128, False, 3, 1)),
+    64: ((128, None, 1, 5), (208, None, 1, 3), (264, None, 1, 2), (1 << 30, 128, 2, 2)),
+    80: ((128, None, 1, 4), (264, None, 1, 2), (1 << 30, 96, 2, 2)),
+    128: ((128, None, 1, 3), (264, None, 1, 1), (1 << 30, 128, 3, 1)),
 }
 
 
@@ -77,15 +77,15 @@ def cut(is_bfloat16, d, e, eights, tiles, heads, masked, multiprocessors):
     return next(one for one in cuts if one.shared <= SHARED)
 
 
-def _cut(is_bfloat16, d, e, eights, tiles, heads, masked, multiprocessors, keys, resident, groups, at_once):
-    blocks = max(1, (eights - FEWEST) // keys + 1)
-    last = max(FEWEST, eights - (blocks - 1) * keys)
-    rounds = -(-tiles // groups) if resident else 1
-    if resident and heads:  # fewer where heads alone are too few for the GPU
+def _cut(is_bfloat16, d, e, eights, tiles, heads, masked, multiprocessors, keys, groups, at_once):
+    blocks = max(1, (eights - FEWEST) // keys + 1) if keys else 1
+    last = max(FEWEST, eights - (blocks - 1) * (keys or 0))
+    rounds = 1 if keys else -(-tiles // groups)
+    if heads and not keys:  # fewer where heads alone are too few for the GPU
         rounds = -(-rounds // min(rounds, max(1, multiprocessors * at_once // heads)))
     sizes = {
-        "D": d, "E": e, "KEYS": keys if blocks > 1 else last, "LAST": last, "BLOCKS": blocks if resident else 1,
-        "RESIDENT": int(resident), "BUFFERS": min(rounds, 2), "MASKED": int(masked), "PER_MULTIPROCESSOR": at_once,
+        "D": d, "E": e, "KEYS": keys if blocks > 1 else last, "LAST": last, "RESIDENT": int(not keys),
+        "BUFFERS": min(rounds, 2), "MASKED": int(masked), "PER_MULTIPROCESSOR": at_once,
         "SPAN_D": _span(-(-d // 16) * 16), "SPAN_E": _span(e), "THREADS": groups * 128,
         "KIND": "BFLOAT16" if is_bfloat16 else "FLOAT16",
     }  # fmt: skip
@@ -109,6 +109,6 @@ def _span(width):
 def _shared(sizes, groups):
     """BYTES of attention_hopper.cu."""
     last, width = -(-sizes["LAST"] // 16) * 16, -(-sizes["D"] // 16) * 16
-    rows = (sizes["BLOCKS"] - 1) * sizes["KEYS"] + last if sizes["RESIDENT"] else 2 * max(sizes["KEYS"], last)
+    rows = last if sizes["RESIDENT"] else 2 * max(sizes["KEYS"], last)
     out, value = (-(-sizes["E"] // span) * span for span in (sizes["SPAN_D"], sizes["SPAN_E"]))
     return 2 * (sizes["BUFFERS"] * groups * TILE * max(width, out) + rows * (width + value))

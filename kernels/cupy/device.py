@@ -18,6 +18,7 @@ import numpy as np
 
 THREADS = 128
 FOUNDATIONS = ("memory.cu", "blocks.cu", "ptx.cu")  # what stands before every other source
+BASES = {"attention.cu": ("attention_problem.cu",), "attention_tiles.cu": ("attention_problem.cu",)}  # and before some
 _KINDS = {
     np.dtype(np.float32): 0,
     np.dtype(np.float64): 1,
@@ -101,8 +102,8 @@ def describe(x, axes=4):
 def source(file, before=""):
     """The text of a ``.cu`` file of this folder, with what it is built on before it, and last of that ``before``."""
     folder = Path(__file__).parent
-    foundations = "".join((folder / name).read_text(encoding="utf-8") for name in FOUNDATIONS)
-    return foundations + before + (folder / file).read_text(encoding="utf-8")
+    bases = "".join((folder / name).read_text(encoding="utf-8") for name in (*FOUNDATIONS, *BASES.get(file, ())))
+    return bases + before + (folder / file).read_text(encoding="utf-8")
 
 
 def options(core, **sizes):
