@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import cupy
 import numpy as np
 import pytest
 from cuda.bindings import nvrtc
@@ -113,6 +114,25 @@ def test_machine_code_is_kept_and_does_not_flush_small_numbers(tmp_path, monkeyp
         for flush in ("false", "true")
     )
     assert path.read_bytes() == keeping != flushing
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (35, r"built for CUDA 1\d\.\d, and there is no NVIDIA driver, or an older"),
+        (100, "sees no CUDA GPU"),
+        (2, "cannot use"),
+    ],
+)
+def test_what_hinders_cupy_is_one_sentence(status, says, monkeypatch):
+    def missing():
+        raise cupy.cuda.runtime.CUDARuntimeError(status)
+
+    monkeypatch.setattr(cupy.cuda, "Device", missing)
+    for asked in (device.has_tensor_cores, device.has_warpgroups):
+        with pytest.raises(RuntimeError, match=says) as raised:
+            asked()
+        assert "\n" not in str(raised.value)
 
 
 def test_what_cannot_be_compiled_is_said(tmp_path, monkeypatch):

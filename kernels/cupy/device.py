@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 THREADS = 128
+OLD_DRIVER, NO_DEVICE = 35, 100  # of CUDA's errors
 FOUNDATIONS = ("memory.cu", "blocks.cu", "ptx.cu")  # what stands before every other source
 BASES = {"attention.cu": ("attention_problem.cu",), "attention_tiles.cu": ("attention_problem.cu",)}  # and before some
 _KINDS = {
@@ -61,14 +62,32 @@ def upload(integers):
     return cupy.asarray(np.array(integers, np.int64))
 
 
+def capability():
+    """The compute capability of the current GPU, as "90".
+
+    Raises:
+        RuntimeError: CuPy finds no GPU, or a driver that is older than the CUDA it is built for.
+    """
+    try:
+        return cupy.cuda.Device().compute_capability
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        wanted = cupy.cuda.runtime.runtimeGetVersion()
+        known = {
+            NO_DEVICE: "CuPy sees no CUDA GPU: there is none, or CUDA_VISIBLE_DEVICES hides it",
+            OLD_DRIVER: f"CuPy is built for CUDA {wanted // 1000}.{wanted % 1000 // 10}, and there is no NVIDIA driver, "
+            "or an older one: update it, or install the CuPy of its CUDA, such as cupy-cuda12x",
+        }
+        raise RuntimeError(known.get(error.status, f"CuPy cannot use the GPU: {error}")) from None
+
+
 def has_tensor_cores():
     """Whether the current GPU has what ``ptx.cu`` is written in: Ampere's tensor cores, or newer ones."""
-    return int(cupy.cuda.Device().compute_capability) >= 80
+    return int(capability()) >= 80
 
 
 def has_warpgroups():
     """Whether the current GPU has what ``wgmma.py`` is written in: Hopper's tensor cores, which no later one has."""
-    return cupy.cuda.Device().compute_capability == "90"
+    return capability() == "90"
 
 
 def multiprocessors():
@@ -156,7 +175,7 @@ def launch(file, kernel, flags, threads, parameters, number, *, block=THREADS, b
     """Run ``kernel`` of ``file`` with at least ``threads`` threads on the current stream, ``block`` of them in a block
     with as many bytes of ``shared`` memory as it asks for; ``before`` stands before its text."""
     if threads:
-        function = _function(file, kernel, flags, cupy.cuda.Device().compute_capability, before, shared)
+        function = _function(file, kernel, flags, capability(), before, shared)
         whole = np.array(parameters, np.int64)
         by_value = whole.view(f"V{whole.nbytes}"), np.float64(number)  # of arrays CuPy takes those of one element
         function((-(-threads // block),), (block,), by_value, shared_mem=shared)
