@@ -119,7 +119,7 @@ def test_machine_code_is_kept_and_does_not_flush_small_numbers(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("status", "says"),
     [
-        (35, r"built for CUDA 1\d\.\d, and there is no NVIDIA driver, or an older"),
+        (35, r"built for CUDA 1\d\.\d, and there is no NVIDIA driver or an older"),
         (100, "sees no CUDA GPU"),
         (2, "cannot use"),
     ],

@@ -74,7 +74,7 @@ def capability():
         wanted = cupy.cuda.runtime.runtimeGetVersion()
         known = {
             NO_DEVICE: "CuPy sees no CUDA GPU: there is none, or CUDA_VISIBLE_DEVICES hides it",
-            OLD_DRIVER: f"CuPy is built for CUDA {wanted // 1000}.{wanted % 1000 // 10}, and there is no NVIDIA driver, "
+            OLD_DRIVER: f"CuPy is built for CUDA {wanted // 1000}.{wanted % 1000 // 10}, and there is no NVIDIA driver "
             "or an older one: update it, or install the CuPy of its CUDA, such as cupy-cuda12x",
         }
         raise RuntimeError(known.get(error.status, f"CuPy cannot use the GPU: {error}")) from None
