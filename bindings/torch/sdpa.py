@@ -19,8 +19,7 @@ def takes(query, key, value, mask, bias, causal, key_lengths):
     (t, d), s, e = query.shape[2:], key.shape[2], value.shape[3]
     return (
         mask is None and bias is None and key_lengths is None and (not causal or t == s) and min(t, s) > 1
-        and 0 not in query.shape
-        and query.element_size() == 2 and d == e and d % 8 == 0 and d <= 128
+        and 0 not in query.shape and query.element_size() == 2 and d == e and d % 8 == 0 and d <= 128
         and all(x.stride(3) == 1 and x.data_ptr() % 16 == 0 for x in (query, key, value))
         and all(step % 8 == 0 for x in (query, key, value) for step in x.stride()[:3])
     )  # fmt: skip

@@ -30,7 +30,8 @@ enum {
     MOST = KEYS > LAST16 ? KEYS : LAST16,
     ROWS = RESIDENT ? LAST16 : 2 * MOST,  // of keys and values in shared memory
     E_WIDE = (E + SPAN_D - 1) / SPAN_D * SPAN_D,  // outputs go where queries were
-    QUERY_BYTES = TILE * (D16 > E_WIDE ? D16 : E_WIDE) * 2, KEY_BYTES = ROWS * D16 * 2, VALUE_BYTES = ROWS * ((E + SPAN_E - 1) / SPAN_E * SPAN_E) * 2,
+    QUERY_BYTES = TILE * (D16 > E_WIDE ? D16 : E_WIDE) * 2, KEY_BYTES = ROWS * D16 * 2,
+    VALUE_BYTES = ROWS * ((E + SPAN_E - 1) / SPAN_E * SPAN_E) * 2,
     BYTES = BUFFERS * GROUPS * QUERY_BYTES + KEY_BYTES + VALUE_BYTES
 };
 
@@ -50,7 +51,8 @@ static __device__ __forceinline__ void load_rows(
     const int ACROSS = PADDED % 64 ? 4 : 8, DOWN = 32 / ACROSS, lane = threadIdx.x % 32, along = lane % ACROSS;
     UNROLLED
     for (int step = 0; step < (COUNT + WARPS * DOWN - 1) / (WARPS * DOWN); step++) {
-        const int row = (step * WARPS + warp) * DOWN + lane / ACROSS, its = first + (TURNED ? (row + turn * 16) % TILE : row);
+        const int row = (step * WARPS + warp) * DOWN + lane / ACROSS;
+        const int its = first + (TURNED ? (row + turn * 16) % TILE : row);
         if (COUNT % (WARPS * DOWN) && row >= COUNT) break;
         const address source = from + (its < end ? its * stride : 0) + along * 16;
         UNROLLED
@@ -100,7 +102,8 @@ static __device__ __forceinline__ void weigh(float* scores, const float* shift, 
 
 // Products of N weights with their values, on the way when this returns. With an odd number of eights 8 more weights are 0.
 template <int N>
-static __device__ __forceinline__ void add_values(float* sums, const float* weights, unsigned (*pairs)[4], address values, bool first) {
+static __device__ __forceinline__ void add_values(
+    float* sums, const float* weights, unsigned (*pairs)[4], address values, bool first) {
     UNROLLED
     for (int k = 0; k < (N + 15) / 16; k++)
         UNROLLED
@@ -262,7 +265,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_MULTIPROCESSOR)
         const bool second = threadIdx.x % 2;  // of the two rows of a quad's first lanes
         const float whole = second ? rows.total[1] : rows.total[0], top = second ? rows.top[1] : rows.top[0];
         if (threadIdx.x % 4 < 2 && row + second * 8 < t)
-            *(float*)p.lse.at(i_b, i_h, row + second * 8, 0) = whole == 0 ? minus_infinity() : top * (float)scale + log(whole);
+            *(float*)p.lse.at(i_b, i_h, row + second * 8, 0) =
+                whole == 0 ? minus_infinity() : top * (float)scale + log(whole);
         store_rows(its_query, sums, rows, p.out.at(i_b, i_h, 0, 0), (int)p.out.stride[2], first_row, t);
     }
 }

@@ -9,7 +9,7 @@ import numpy as np
 from saccade.kernels.cupy import device, wgmma
 
 TILE = 64  # queries of a warpgroup, as in attention_hopper.cu
-WIDEST = 128  # numbers of a row
+WIDEST, LONGEST = 128, 1 << 22  # numbers of a row, and rows of a head
 FEWEST = 24  # keys of a block, which has two parts
 SHARED = 227 * 1024  # bytes of memory that a block of threads may share
 # By the longest row: the most keys, how many of them a block has (None: all, which are held at once), warpgroups of a
@@ -39,7 +39,8 @@ def takes(saved):
     d, e = query.shape[3], value.shape[3]
     return (
         query.dtype.itemsize == 2 and device.has_warpgroups() and bias is None and mask is None and scale > 0
-        and d % 8 == e % 8 == 0 and 0 < d <= WIDEST and 0 < e <= WIDEST and key.shape[2] > 0
+        and d % 8 == e % 8 == 0 and 0 < d <= WIDEST and 0 < e <= WIDEST
+        and query.shape[2] < LONGEST and 0 < key.shape[2] < LONGEST
         and all(map(_lies_in_sixteens, (query, key, value)))
     )  # fmt: skip
 
