@@ -126,11 +126,10 @@ def _measured(tasks, oracle, processes, jobs, stop, journal, told):
         else:
             task = task | {"oracle": 0 if key in heard else oracle, "session": jobs > 1}
             rows[i] = heard.get(key) or journal.get(name, partial(_joined, task, processes))
-        if key not in heard:
-            heard[key] = rows[i] if rows[i].get("oracle") not in (None, "PASS") else None
-            others = [j for j in range(i + 1, len(tasks)) if keys[j] == key]
-            if jobs > 1:
-                begun.extend(pool.submit(measure, j) for j in others)
+        if rows[i].get("oracle"):  # which says nothing where a provider does not apply
+            heard[key] = rows[i] if rows[i]["oracle"] != "PASS" else None
+        if jobs > 1 and i == keys.index(key):
+            begun.extend(pool.submit(measure, j) for j in range(i + 1, len(tasks)) if keys[j] == key)
 
     if jobs == 1:
         for i in range(len(tasks)):

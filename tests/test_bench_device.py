@@ -258,6 +258,22 @@ def test_rows_by_several_threads_are_those_of_one(tmp_path, monkeypatch):
     assert found[0] == found[1] == ["PASS", "FAIL", "PASS"] * 2
 
 
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_provider_that_did_not_apply_has_the_oracle_before_it_yet(monkeypatch, jobs):
+    asked = []
+
+    def joined(task, processes):
+        asked.append(task["oracle"])
+        if len(asked) == 1:
+            return {"verdict": "does not apply", "reason": "too narrow"}
+        return {"verdict": "PASS", "oracle": "PASS" if task["oracle"] else None}
+
+    monkeypatch.setattr(run, "_joined", joined)
+    tasks = [(cases.case("gelu", n, 30), {"provider": "a"}) for n in (8, 16)]
+    run._measured(tasks, 4.0, 1, jobs, None, Journal(None, {}), None)
+    assert asked == [4.0, 4.0]
+
+
 def test_rows_whose_turn_does_not_come_are_said(monkeypatch):
     monkeypatch.setattr(run, "_joined", lambda task, processes: {"verdict": "PASS"})
     rows = run._measured([(CASE, {"provider": "a"})], 0, 1, 1, 0.0, Journal(None, {}), None)

@@ -49,6 +49,8 @@ def test_what_is_not_on_offer_is_tritons(hopper, monkeypatch):
     assert chosen(*three, bias=three[0]) == "triton"
     assert chosen(*(heads(577, 60) for _ in range(3))) == "triton"
     assert chosen(*(heads(197, 64, dtype=torch.float32) for _ in range(3))) == "triton"
+    sliced = [heads(197, 68)[..., :64] for _ in range(3)]  # rows that begin at multiples of 8 bytes
+    assert chosen(*sliced) == "triton"
     assert fastest.fastest("attention_backward", (), {}) == "triton"
     monkeypatch.setattr(fastest, "_has_cupy", lambda: False)
     assert chosen(*(heads(197, 64) for _ in range(3))) == "triton"
