@@ -144,13 +144,14 @@ def is_large(case):
     return case.operation in CONTRASTIVE and case.sizes["n"] > PAIRS
 
 
-def part_of_pairs(case, arguments, options, cotangents, rng, sums):
-    """The part of a large contrastive loss that is judged, from its ``pairs.sums_of``: 64 rows of both gradients."""
+def part_of_pairs(case, arguments, options, cotangents, rng, path=None):
+    """The part of a large contrastive loss that is judged, 64 rows of both gradients; what they are held to is kept at
+    ``path``."""
     at = pairs.sampled(len(arguments[0]), rng), pairs.sampled(len(arguments[1]), rng)
     return Part(
         case.operation, arguments, options, cotangents, lambda found: found,
         lambda found: (found[0][at[0]], found[1][at[1]], *found[2:]), arguments, cotangents,
-        pairs.Standard(case.operation, arguments, cotangents, at, sums),
+        pairs.Standard(case.operation, arguments, cotangents, at, path),
     )  # fmt: skip
 
 

@@ -20,10 +20,9 @@ from saccade.files import replacing
 from saccade.testing import gate
 from saccade.testing.ways import Way
 
-WIDE = 1 << 14
+WIDE = 1 << 13
 BLOCK = 256
 ORDERS = ("in order", "online")
-PARTS = ("rows", "columns", "own", "strayed")
 
 
 @dataclass(frozen=True)
@@ -139,51 +138,51 @@ def gradient_rows(way, operation, arguments, sums, cotangent, at, of_texts):
 
 
 class Standard(gate.Standard):
-    """What a contrastive loss of many pairs is held to.
+    """What a contrastive loss of many pairs is held to; kept at ``path`` for the next who asks, if given.
 
     Args:
         operation, arguments, cotangents: as for ``gate.Standard``; without cotangents the loss alone is judged.
         at: the rows of the images' gradient, and of the texts', that are judged.
-        sums: (``true_sums``, ``ordinary_sums``) of the arguments.
     """
 
-    def __init__(self, operation, arguments, cotangents, at, sums):
+    def __init__(self, operation, arguments, cotangents, at, path=None):
         self.operation, self.cotangents, self.terms = operation, cotangents, len(arguments[0])
-        exact, dtype, noise = Way("online", np.dtype(np.float64)), arguments[0].dtype, np.random.default_rng(0)
-        true, ordinary = sums
+        if path is not None and Path(path).exists():
+            with np.load(path) as kept:
+                results = [kept[str(i)] for i in range(len(kept))]
+        else:
+            results = self._computed(arguments, at)
+            if path is not None:
+                with replacing(path) as file:
+                    np.savez(file, **{str(i): values for i, values in enumerate(results)})
+        (self.outputs, self.gradients), *self._ordinary = [
+            ((loss,), rest) for loss, *rest in zip(*results, strict=True)
+        ]
+
+    def _computed(self, arguments, at):
+        """The loss and every gradient, the true one and those of ordinary ways along the first axis."""
+        dtype, noise = arguments[0].dtype, np.random.default_rng(0)
+        true = true_sums(self.operation, arguments)
+        ordinary = ordinary_sums(self.operation, arguments, true)
         wide = tuple(x.astype(np.float64) for x in arguments)
-        self.outputs, self.gradients = self._results(exact, wide, true, at)
+        found = [self._results(Way("online", np.dtype(np.float64)), wide, true, at)]
         ways = [Way(order, dtype) for order in ORDERS] + [Way("online", dtype, noise) for _ in range(4)]
-        self._ordinary = [self._results(way, arguments, ordinary[way.order], at) for way in ways]
+        found += [self._results(way, arguments, ordinary[way.order], at) for way in ways]
+        return [np.array(values, np.float64) for values in zip(*found, strict=True)]
 
     def _results(self, way, arguments, sums, at):
         cotangent = self.cotangents[0] if self.cotangents else 1.0
         loss, factors = scalars(way, self.operation, arguments[2:], sums, cotangent)
         if not self.cotangents:
-            return (np.asarray(loss),), ()
+            return (loss,)
         rows = [gradient_rows(way, self.operation, arguments, sums, cotangent, one, i) for i, one in enumerate(at)]
-        return (np.asarray(loss),), (*rows, *map(np.asarray, factors))
+        return loss, *rows, *factors
 
 
 def sampled(n, rng):
     """One row of each of 64 runs of rows, so that none that is longer than two of them goes unseen."""
     ends = np.linspace(0, n, 65).astype(np.int64)
     return rng.integers(ends[:-1], ends[1:])
-
-
-def sums_of(operation, arguments, path=None):
-    """(``true_sums``, ``ordinary_sums``) of a case's arguments; kept at ``path`` for the next who asks, if given."""
-    if path is not None and Path(path).exists():
-        with np.load(path) as kept:
-            found = {order: Sums(*(kept[f"{order} {part}"] for part in PARTS)) for order in ("true", *ORDERS)}
-    else:
-        true = true_sums(operation, arguments)
-        found = {"true": true, **ordinary_sums(operation, arguments, true)}
-        if path is not None:
-            arrays = {f"{order} {part}": getattr(one, part) for order, one in found.items() for part in PARTS}
-            with replacing(path) as file:
-                np.savez(file, **arrays)
-    return found.pop("true"), found
 
 
 def judgeable(dtype):

@@ -54,7 +54,7 @@ def said(ratio):
 
 
 def conditions(results):
-    """The machine and the settings, in two sentences."""
+    """The machine and the settings, in sentences."""
     machine, (before, after) = results["machine"], results["limits before and after"]
     gemm = ", ".join(
         f"{rate / 1e9:.0f} and {after['gemm'][dtype] / 1e9:.0f} GF/s in {dtype}"
@@ -62,12 +62,14 @@ def conditions(results):
     )
     load = " and ".join(f"{one[0]:.1f}" for one in results["load"])
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    judged = [row["judged in"] for row in results["rows"] if "judged in" in row]
+    judging = f" Judging a provider on a case, its truth aside, took at most {max(judged):.1f} s." if judged else ""
     return (
         f"{machine['processor']['name']}, {machine['threads']} threads for every provider, {machine['time']}, load "
         f"{load} before and after; {versions}. {_gpu(results)}The machine's own limits, at both ends of the same run, "
         f"of which the "
         f"better counts: products of matrices {gemm}, copies {before['bandwidth'] / 1e9:.1f} and "
-        f"{after['bandwidth'] / 1e9:.1f} GB/s."
+        f"{after['bandwidth'] / 1e9:.1f} GB/s.{judging}"
     )
 
 
@@ -223,33 +225,42 @@ def _roofline(results):
 
 
 def growth_of(results):
-    """{(operation, provider, the axis that grows): (lengths, seconds, fitted exponent)} where a case grows."""
+    """{(operation, provider, what grows): (lengths, seconds, fitted exponent)} where one size of a case grows."""
     groups = {}
     for row in _timed(results):
-        groups.setdefault((row["operation"], row["provider"], row["dtype"], row["gradients"]), []).append(row)
+        key = (row["operation"], row["provider"], row["dtype"], row["gradients"], *sorted(row["options"].items()))
+        groups.setdefault(key, []).append(row)
     found = {}
     for (operation, provider, *_), rows in groups.items():
-        axis = {"attention": "t"}.get(operation, "n")
-        fixed = {tuple(v for k, v in row["sizes"].items() if k not in ("t", "s", axis)) for row in rows}
-        lengths = [row["sizes"].get(axis) for row in rows]
-        if len(fixed) > 1 or len(set(lengths)) < 3:
+        what, lengths = _grown([row["sizes"] for row in rows])
+        if len(set(lengths)) < 3:
             continue
         order = np.argsort(lengths)
         n, seconds = np.array(lengths)[order], np.array([rows[i]["seconds"][warmest(rows[i])] for i in order])
-        found[operation, provider, axis] = n, seconds, float(np.polyfit(np.log(n), np.log(seconds), 1)[0])
+        found[operation, provider, what] = n, seconds, float(np.polyfit(np.log(n), np.log(seconds), 1)[0])
     return found
+
+
+def _grown(sizes):
+    """(the name, the lengths) of what some cases differ in; ("", ()) if that is nothing, or more than one thing."""
+    grown = {name: lengths for name in sizes[0] if len(set(lengths := [one[name] for one in sizes])) > 1}
+    if list(grown) == ["h", "w"]:
+        return "pixels", [one["h"] * one["w"] for one in sizes]
+    if list(grown) == ["t", "s"] and grown["t"] == grown["s"]:
+        del grown["s"]
+    return next(iter(grown.items())) if len(grown) == 1 else ("", ())
 
 
 def _growth(results):
     from matplotlib import pyplot
 
     found, content = growth_of(results), ""
-    for operation in dict.fromkeys(key[0] for key in found):
+    for operation, what in dict.fromkeys((operation, what) for operation, _, what in found):
         plot, axes = pyplot.subplots(figsize=(6, 4))
-        mine = {key: value for key, value in found.items() if key[0] == operation}
-        for (_, provider, _), (n, seconds, exponent) in mine.items():
-            axes.plot(n, 1e3 * seconds, "o-", label=f"{provider}: ∝ {next(iter(mine))[2]}^{exponent:.2f}")
-        axes.set(xscale="log", yscale="log", xlabel=next(iter(mine))[2], ylabel="ms (warm cache)")
+        for (mine, provider, its), (n, seconds, exponent) in found.items():
+            if (mine, its) == (operation, what):
+                axes.plot(n, 1e3 * seconds, "o-", label=f"{provider}: ∝ {what}^{exponent:.2f}")
+        axes.set(xscale="log", yscale="log", xlabel=what, ylabel="ms (warm cache)")
         axes.legend(fontsize=8)
         content += figure(plot, f"How the time of {operation} grows, with fitted exponents.")
     return content

@@ -51,9 +51,11 @@ def row(task, tell):
             if oracle != "PASS":
                 return {"verdict": oracle, "reason": says or "too little could be judged", "oracle": oracle}
         tell("judging the case")
+        begun = time.perf_counter()
         found = _judged(case, problem, parts or _parts(case, inputs, rng), forward, backward)
+        judged = {"oracle": oracle, "judged in": time.perf_counter() - begun}
         if found is not None:
-            return {**found, "oracle": oracle}
+            return found | judged
         contenders = [_contender(made, case, inputs, problem, forward, backward, where)]
         base = provider(task["base"])
         against, its_backward, its_problem = _applied(base, case, inputs[0], where)
@@ -65,7 +67,7 @@ def row(task, tell):
                     one.call = where.captured(one.call)
             except Exception as error:  # whatever a provider does that a graph cannot hold
                 first = error.__context__ or error  # torch says of a capture that failed only that it did
-                return {"verdict": "does not apply", "reason": f"no graph holds it: {first}", "oracle": oracle}
+                return {"verdict": "does not apply", "reason": f"no graph holds it: {first}", **judged}
     tell("timing")
     with turns.alone():
         raced = _raced(case, contenders, inputs, task, rng, tell, where)
@@ -73,7 +75,7 @@ def row(task, tell):
         with turns.together():
             again = (parts or _parts(case, inputs, rng))[::-1]
             raced = _judged(case, problem, again, forward, backward) or raced
-    return {**raced, "oracle": oracle}
+    return raced | judged
 
 
 def _raced(case, contenders, inputs, task, rng, tell, where):
@@ -149,12 +151,9 @@ def _parts_shared(case, inputs, task, rng, tell):
     tell("computing the truth")
     name = hashlib.sha256(f"{case.name} {task['seed']}".encode()).hexdigest()[:16]
     paths = [Path(task["shared"], f"{name}-{i}.npz") for i in range(2)]
+    part_of = judging.part_of_model if case.operation == "model" else judging.part_of_pairs
     with held(Path(task["shared"], name)):  # or several workers would compute it
-        if case.operation == "model":
-            both = zip(inputs, paths, strict=True)
-            return [judging.part_of_model(case, *one, rng=rng, path=path) for one, path in both]
-        sums = [pairs.sums_of(case.operation, one[0], path) for one, path in zip(inputs, paths, strict=True)]
-    return [judging.part_of_pairs(case, *one, rng=rng, sums=its) for one, its in zip(inputs, sums, strict=True)]
+        return [part_of(case, *one, rng=rng, path=path) for one, path in zip(inputs, paths, strict=True)]
 
 
 def _judged(case, problem, parts, forward, backward):

@@ -16,8 +16,7 @@ def drawn(operation, n=1100, e=24, dtype="float32"):
     one = cases.Case(operation, {"n": n, "e": e}, dtype, gradients=True)
     arguments, options = one.inputs(0)
     cotangents = gate.draw_cotangents((np.ones((), arguments[2].dtype),), 0)
-    sums = pairs.sums_of(operation, arguments)
-    part = judging.part_of_pairs(one, arguments, options, cotangents, np.random.default_rng(0), sums)
+    part = judging.part_of_pairs(one, arguments, options, cotangents, np.random.default_rng(0))
     return one, arguments, cotangents, part
 
 
@@ -72,11 +71,10 @@ def test_sums_left_out_of_a_block_are_found(operation):
 def test_sums_of_float32_products_are_as_good_as_the_allowance_asks(operation, monkeypatch):
     _, arguments, cotangents, _ = drawn(operation, n=1500, e=512)
     monkeypatch.setattr(pairs, "WIDE", 0)
-    sums = pairs.sums_of(operation, arguments)
     at = (np.arange(0, 1500, 25),) * 2
-    narrow = pairs.Standard(operation, arguments, cotangents, at, sums)
+    narrow = pairs.Standard(operation, arguments, cotangents, at)
     monkeypatch.undo()
-    wide = pairs.Standard(operation, arguments, cotangents, at, pairs.sums_of(operation, arguments))
+    wide = pairs.Standard(operation, arguments, cotangents, at)
     for mine, its, ordinary in zip(
         (*narrow.outputs, *narrow.gradients), (*wide.outputs, *wide.gradients),
         zip(*((*outputs, *gradients) for outputs, gradients in wide._ordinary), strict=True), strict=True,
@@ -85,10 +83,18 @@ def test_sums_of_float32_products_are_as_good_as_the_allowance_asks(operation, m
         assert np.abs(mine - its).max() < 0.1 * allowed
 
 
-def test_sums_are_kept_for_the_next_who_asks(tmp_path):
-    arguments, _ = cases.case("clip_loss", 50, 8).inputs(0)
-    first = pairs.sums_of("clip_loss", arguments, tmp_path / "sums.npz")
-    again = pairs.sums_of("clip_loss", (), tmp_path / "sums.npz")
-    np.testing.assert_array_equal(first[0].rows, again[0].rows)
-    assert first[1].keys() == again[1].keys()
+@pytest.mark.parametrize("gradients", [True, False])
+def test_what_is_true_is_kept_for_the_next_who_asks(gradients, tmp_path):
+    arguments, _ = cases.case("siglip_loss", 50, 8).inputs(0)
+    at, cotangents = (np.arange(0, 50, 7),) * 2, (np.ones((), np.float32),) if gradients else ()
+    first = pairs.Standard("siglip_loss", arguments, cotangents, at, tmp_path / "kept.npz")
+    again = pairs.Standard("siglip_loss", arguments, cotangents, (), tmp_path / "kept.npz")  # which needs no rows
+    for mine, its in zip((first, *first._ordinary), (again, *again._ordinary), strict=True):
+        mine, its = ((one.outputs, one.gradients) if isinstance(one, pairs.Standard) else one for one in (mine, its))
+        assert len(mine[0]) == 1 and len(mine[1]) == 4 * gradients
+        for x, y in zip((*mine[0], *mine[1]), (*its[0], *its[1]), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_float64_is_not_judged():
     assert not pairs.judgeable("float64")
