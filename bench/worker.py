@@ -35,7 +35,7 @@ def row(task, tell):
     if judging.is_large(case) and not pairs.judgeable(case.dtype):
         reason = f"the truth of more than {judging.PAIRS} pairs is float64's, which is not wide enough to judge it"
         return {"verdict": "INCONCLUSIVE", "reason": reason}
-    inputs = [_drawn(case, int(rng.integers(2**32))) for _ in range(2)]
+    inputs = [drawn(case, int(rng.integers(2**32))) for _ in range(2)]
     large = judging.is_large(case) or case.operation == "model"
     parts = _parts_shared(case, inputs, task, rng, tell) if large else None
     made, turns = provider(task["provider"]), Turns(task["shared"])
@@ -110,7 +110,8 @@ def _raced(case, contenders, inputs, task, rng, tell, where):
     }  # fmt: skip
 
 
-def _drawn(case, seed):
+def drawn(case, seed):
+    """Arguments, options and, if the case has gradients, cotangents."""
     arguments, options = case.inputs(seed)
     like = _like_outputs(case, arguments, options) if case.gradients else ()
     return arguments, options, gate.draw_cotangents(like, seed)

@@ -246,6 +246,17 @@ def check_case_is_judged(operation, gradients, **options):
         assert "FAIL" in {x.verdict for x in judging.judge_case(problem, part, forward, bad)}
 
 
+@pytest.mark.parametrize("operation", ["clip_loss", "siglip_loss"])
+def test_a_loss_of_many_pairs_that_is_off_by_a_thousandth_is_found(operation):
+    one = cases.Case(operation, {"n": judging.PAIRS, "e": 16})
+    arguments, options = one.inputs(0)
+    part = judging.part_of(one, arguments, options, (), np.random.default_rng(0))
+    (loss,) = run_forward(one, arguments, options)
+    standard = judging.standard_of(part)
+    assert gate.verdict(standard.judge(loss)) == "PASS"
+    assert gate.verdict(standard.judge(loss * loss.dtype.type(1.001))) == "FAIL"
+
+
 def test_a_palette_with_a_start_of_its_own_is_held_to_its_cost():
     one = cases.case("fit", 4000, 64, iterations=10)
     arguments, options = one.inputs(0)

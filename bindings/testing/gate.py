@@ -41,6 +41,8 @@ class Judgement:
     name: str
     verdict: str  # "PASS", "FAIL" or "INCONCLUSIVE"
     reason: str
+    error: float = np.nan  # the RMS of the error over the truth's, where there is one
+    ordinary: float = np.nan  # the same of the ordinary implementation that is allowed most
 
     def __str__(self):
         return f"{self.name}: {self.verdict} ({self.reason})"
@@ -162,6 +164,8 @@ def judge_one(name, actual, true, ordinary_values, magnitude=None, terms=1):
             value = np.asarray(value).astype(actual.dtype)
         allowances.append(np.nan_to_num(value[finite].astype(wide) - true[finite], nan=np.inf))
     allowed_rms, allowed_max = (_allowance([measure(one) for one in allowances]) for measure in (_rms, _largest))
+    size = _rms(true[finite]) or np.nan
+    told = {"error": _rms(error) / size, "ordinary": allowed_rms / size}
     smallest_normal = float(np.finfo(compute_dtype(actual.dtype)).tiny)
     magnitude = _largest(true[finite]) if magnitude is None else magnitude
     band = 4 * _unit_in_last_place(magnitude, actual.dtype) + terms * smallest_normal
@@ -169,10 +173,12 @@ def judge_one(name, actual, true, ordinary_values, magnitude=None, terms=1):
         if measure(error) > 2 * allowed + band:
             where = tuple(int(i) for i in np.argwhere(finite)[np.argmax(np.abs(error))])
             reason = f"{what} error {measure(error):.3e} > 2 x {allowed:.3e} + {band:.3e}, worst at {where}"
-            return Judgement(name, "FAIL", reason)
+            return Judgement(name, "FAIL", reason, **told)
     if allowed_rms * NOTHING < _rms(true[finite]) < 4 * allowed_rms:
-        return Judgement(name, "INCONCLUSIVE", f"ordinary error {allowed_rms:.2e}, truth {_rms(true[finite]):.2e}")
-    return Judgement(name, "PASS", f"largest error {_largest(error):.3e} <= 2 x {allowed_max:.3e} + {band:.3e}")
+        reason = f"ordinary error {allowed_rms:.2e}, truth {_rms(true[finite]):.2e}"
+        return Judgement(name, "INCONCLUSIVE", reason, **told)
+    reason = f"largest error {_largest(error):.3e} <= 2 x {allowed_max:.3e} + {band:.3e}"
+    return Judgement(name, "PASS", reason, **told)
 
 
 def _largest_factor(arrays):

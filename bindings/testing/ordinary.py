@@ -16,6 +16,8 @@ from saccade import reference
 from saccade.reference.attention import visible
 from saccade.reference.layers import gelu_gate
 
+LONG = 1 << 16  # numbers that a program may add up one after the other
+
 
 def transpose(x):
     """The last two axes swapped."""
@@ -397,8 +399,9 @@ def siglip_loss(way, arguments, options, cotangents):
 
 
 def _total(way, x):
-    """The sum of a matrix: one long sum, or the sum of its rows' sums."""
-    return way.sum_all(x if way.order in ("in order", "reversed") else way.sum(x, -1))
+    """The sum of a matrix: one long sum, where that is not longer than a program would add, or that of rows' sums."""
+    at_once = way.order in ("in order", "reversed") and x.size <= LONG
+    return way.sum_all(x if at_once else way.sum(x, -1))
 
 
 def _pair_gradients(way, images, texts, logit_scale, products, *grads_logits):
