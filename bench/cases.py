@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from saccade.bench import models
-from saccade.reference.palette import GRID, unique_colors
+from saccade.bench.inputs import INPUTS, OPTIONS, SIZES, WORK, lengths
 from saccade.testing.claims import DTYPES
 
 
@@ -43,6 +43,7 @@ class Case:
         rng, dtype = np.random.default_rng(seed), {str(one): one for one in DTYPES}[self.dtype]
         named = {"variant": self.options["variant"]} if self.operation == "model" else {}
         arguments, options = INPUTS[self.operation](rng, dtype, **self.sizes, **named), dict(self.options)
+        options |= OPTIONS.get(self.operation, lambda **_: {})(**self.sizes)
         if options.get("residual"):
             options["residual"] = np.random.default_rng(0).standard_normal(arguments[0].shape).astype(dtype)
         return arguments, options
@@ -56,7 +57,8 @@ class Case:
         if self.operation == "model":
             products, elements = models.work(self.options["variant"], **self.sizes)
         else:
-            products, elements = WORK[self.operation](**self.sizes)
+            strided = {name: self.options[name] for name in ("stride", "padding") if name in self.options}
+            products, elements = WORK[self.operation](**self.sizes, **strided)
         elements *= 2 if self.options.get("residual") else 1  # which goes in, as a sum comes out
         products *= _visible(self) * (3 if self.gradients else 1)
         itemsize = 1 if self.operation == "fit" else {str(one): one.itemsize for one in DTYPES}[self.dtype]
@@ -67,86 +69,13 @@ def _visible(case):
     """The share of a causal case's pairs that are to be computed."""
     if not case.options.get("causal"):
         return 1.0
+    if case.operation == "varlen_attention":
+        n = lengths(case.sizes["b"], case.sizes["t"])
+        return float((n * (n + 1) / 2).sum() / (n * n).sum())
     t, s = case.sizes.get("t", case.sizes.get("n")), case.sizes.get("s", case.sizes.get("n"))
     return sum(min(s, max(0, i + 1 + s - t)) for i in range(t)) / (t * s)
 
 
-def _attention(rng, dtype, b, h, t, s, d):
-    return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((b, h, t, d), (b, h, s, d), (b, h, s, d)))
-
-
-def _rows(rng, dtype, n, e, vectors):
-    return tuple(rng.standard_normal(shape).astype(dtype) for shape in ((n, e), *((e,),) * vectors))
-
-
-def _unit_rows(rng, dtype, n, e):
-    x = rng.standard_normal((n, e))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(dtype)
-
-
-def _pairs(rng, dtype, n, e, bias):
-    wide = np.float64 if dtype == np.float64 else np.float32
-    factors = (np.array(14.3, wide), *[np.array(-10.0, wide)] * bias)
-    return _unit_rows(rng, dtype, n, e), _unit_rows(rng, dtype, n, e), *factors
-
-
-def _patches(rng, dtype, b, h, w, c, p, e):
-    images = rng.integers(0, 256, (b, h, w, c)).astype(np.uint8)
-    return images, (rng.standard_normal((e, c, p, p)) / 16).astype(dtype), rng.standard_normal(e).astype(dtype)
-
-
-def _palette(rng, dtype, n, k):
-    """n distinct colours as photographs have them: many shades about a few hues."""
-    hues = rng.integers(0, 256, (24, 3))
-    pixels = np.clip(hues[rng.integers(0, 24, 2 * n)] + 32 * rng.standard_normal((2 * n, 3)), 0, 255).astype(np.uint8)
-    colors, counts = unique_colors(pixels)
-    if len(colors) < n:
-        raise ValueError(f"bench: fit of {n} colours, expected at most {len(colors)}")
-    some = np.sort(rng.choice(len(colors), n, replace=False))
-    colors, counts = colors[some], counts[some]
-    return colors, counts, GRID * colors[rng.choice(n, k, replace=False)].astype(np.int32)
-
-
-INPUTS = {
-    "attention": _attention,
-    "qkv_attention": lambda rng, dtype, b, n, h, d: (rng.standard_normal((b, n, 3, h, d)).astype(dtype),),
-    "layer_norm": lambda rng, dtype, n, e: _rows(rng, dtype, n, e, 2),
-    "rms_norm": lambda rng, dtype, n, e: _rows(rng, dtype, n, e, 1),
-    "gelu": lambda rng, dtype, n, e: _rows(rng, dtype, n, e, 0),
-    "patch_embed": _patches,
-    "softmax_cross_entropy": lambda rng, dtype, n, k: (
-        rng.standard_normal((n, k)).astype(dtype),
-        rng.integers(0, k, n),
-    ),
-    "linear_cross_entropy": lambda rng, dtype, n, e, k: (
-        rng.standard_normal((n, e)).astype(dtype),
-        (rng.standard_normal((k, e)) / e**0.5).astype(dtype),
-        rng.integers(0, k, n),
-    ),
-    "clip_loss": lambda rng, dtype, n, e: _pairs(rng, dtype, n, e, 0),
-    "siglip_loss": lambda rng, dtype, n, e: _pairs(rng, dtype, n, e, 1),
-    "fit": _palette,
-    "model": models.inputs,
-}
-# for each operation: multiplications of its matrix products, and the elements that go in and come out
-WORK = {
-    "attention": lambda b, h, t, s, d: (2 * b * h * t * s * d, 2 * b * h * (t + s) * d),
-    "qkv_attention": lambda b, n, h, d: (2 * b * h * n * n * d, 4 * b * n * h * d),
-    "layer_norm": lambda n, e: (0, 2 * n * e),
-    "rms_norm": lambda n, e: (0, 2 * n * e),
-    "gelu": lambda n, e: (0, 2 * n * e),
-    "patch_embed": lambda b, h, w, c, p, e: (b * h * w * c * e, b * h * w * c + (b * h * w // p**2 + c * p * p) * e),
-    "softmax_cross_entropy": lambda n, k: (0, n * k),
-    "linear_cross_entropy": lambda n, e, k: (n * e * k, (n + k) * e),
-    "clip_loss": lambda n, e: (n * n * e, 2 * n * e),
-    "siglip_loss": lambda n, e: (n * n * e, 2 * n * e),
-    "fit": lambda n, k: (0, 3 * n),
-}
-SIZES = {
-    "attention": "bhtsd", "qkv_attention": "bnhd", "layer_norm": "ne", "rms_norm": "ne", "gelu": "ne",
-    "patch_embed": "bhwcpe", "softmax_cross_entropy": "nk", "linear_cross_entropy": "nek", "clip_loss": "ne",
-    "siglip_loss": "ne", "fit": "nk", "model": "b",
-}  # fmt: skip
 FORWARD_ALONE = ("fit", "model")
 
 
@@ -202,6 +131,18 @@ MODELS = tuple(
     case("model", b, variant=variant)
     for variant, b in (("vit-B/16", 1), ("vit-B/16", 8), ("vit-L/16", 1), ("clip-ViT-B/32", 8), ("imagegpt-S", 1))
 )
+# what whole models have besides, and no suite of theirs times
+PARTS = (
+    case("varlen_attention", 8, 197, 12, 64),
+    case("linear", 1576, 768, 2304),
+    case("mlp", 1576, 384, 1536),
+    case("embedding", 4096, 512, 512),
+    case("l2_normalize", 4096, 512),
+    case("sigmoid_cross_entropy", 512, 1000),
+    case("conv2d", 4, 56, 56, 64, 3, 64, padding=1),
+    case("batch_norm", 8, 56, 56, 256),
+    case("average_pool", 8, 56, 56, 256, 2),
+)
 GROWTH = (
     *(_square(1, 8, t, 64) for t in (128, 256, 512, 1024, 2048)),
     *(case("clip_loss", n, 512) for n in (64, 128, 256, 512, 1024)),
@@ -211,7 +152,7 @@ GROWTH = (
 )
 SUITES = {
     "vit": VIT, "clip": CLIP, "igpt": IGPT, "palette": PALETTE, "whole-model": MODELS, "growth": GROWTH,
-    "deck": VIT + CLIP + IGPT + PALETTE[:1],
+    "parts": PARTS, "deck": VIT + CLIP + IGPT + PALETTE[:1],
 }  # fmt: skip
 
 

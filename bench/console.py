@@ -74,7 +74,8 @@ def _probed(names, threads, journal):
 @contextlib.contextmanager
 def _progress(what):
     columns = TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+    seldom = {"refresh_per_second": 1}  # each time takes a processor from those who are timed
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), **seldom) as bar:
         task = bar.add_task(what)
         yield lambda done, of, what: bar.update(task, completed=done, total=of, description=what)
 

@@ -29,11 +29,13 @@ class Processors:
     """Calls on processors, timed by the clock.
 
     Attributes:
-        pause: seconds before a call, so that one contender's spinning threads sleep when the other begins (OpenBLAS's
-            take 30 ms).
+        pause: seconds before a contender's calls, so that the other's spinning threads sleep by then (OpenBLAS's take
+            30 ms).
+        awake: seconds of calls before the one that is timed, as in a model: after a rest a system may put two threads
+            on one processor, where they wait for each other until its next ticks, of 4 ms each.
     """
 
-    name, pause = "cpu", 0.04
+    name, pause, awake = "cpu", 0.04, 0.015
 
     @functools.cached_property
     def _flushed(self):
@@ -77,7 +79,7 @@ class Cuda(Processors):
     ``wait``, at the end of a burst that another process times, waits for all streams.
     """
 
-    name, pause = "cuda", 0.0
+    name, pause, awake = "cuda", 0.0, 0.0
 
     def __init__(self):
         import torch

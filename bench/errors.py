@@ -1,6 +1,6 @@
 """How large errors are: ``python -m saccade.bench.errors --out errors-cpu.json``.
 
-Every operation that is timed, on inputs of a model's size in each dtype: for each output and gradient the root mean
+Every operation, on inputs of a model's size in each dtype: for each output and gradient the root mean
 square of the error over that of the truth, and beside it the largest that ordinary implementations have, of which the
 gate allows twice as much. What is judged of a case is what ``saccade.bench.judging`` says; no provider is left out for
 being wrong, as its row has its verdict.
@@ -10,12 +10,13 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from saccade import environment
 from saccade.bench import judging
-from saccade.bench.cases import case
+from saccade.bench.cases import PARTS, case
 from saccade.bench.problem import Problem
 from saccade.bench.providers import MEANT_COMPILED, may_apply, provider
 from saccade.bench.worker import drawn
@@ -36,6 +37,7 @@ CASES = (
     case("linear_cross_entropy", 4096, 512, 512),
     case("clip_loss", 1024, 512),
     case("siglip_loss", 1024, 512),
+    *PARTS,
 )
 DTYPES = ("float32", "bfloat16", "float16")
 OWN = {"cpu": "saccade", "cuda": "saccade-torch"}
@@ -51,7 +53,8 @@ def measured(one, names, device="cpu", seed=0):
     standard = judging.standard_of(part)
     for name in names:
         problem = Problem(one.operation, *inputs, timed=True, dtype=one.dtype, device=device)
-        forward, backward = provider(name)(problem)
+        made: Any = provider(name)
+        forward, backward = made(problem)
         if forward is None:
             continue
         problem.fill(part.whole_arguments, part.whole_cotangents)
@@ -71,9 +74,9 @@ def measured(one, names, device="cpu", seed=0):
 def names_for(operation, device="cpu"):
     """Ours and torch's, as they are without being compiled."""
     theirs = [
-        name for name, one in PEERS.items()
+        name for name, peer in PEERS.items()
         if name.startswith("torch-") and may_apply(name, operation) and name not in MEANT_COMPILED
-        and one.device in (None, device)
+        and peer.device in (None, device)
     ]  # fmt: skip
     return [OWN[device], *theirs]
 

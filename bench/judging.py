@@ -1,9 +1,9 @@
 """Is a provider right? Judged before its time is taken: by the whole oracle on small inputs, and on the very case.
 
 The very case is judged in a part of it that is small: an attention in 64 queries of one head, a row-wise operation in
-64 rows, patches in one image. Cotangents are 0 outside of it, and labels of cross entropies ignored, so that every
-gradient is a sum over that part alone. Contrastive losses have no such part: they are judged whole up to 1024 pairs,
-and beyond as ``saccade.bench.pairs`` says.
+64 rows, patches and convolutions in one image. Cotangents are 0 outside of it, and labels of cross entropies ignored,
+so that every gradient is a sum over that part alone. Contrastive losses have no such part: they are judged whole up to
+1024 pairs, and beyond as ``saccade.bench.pairs`` says.
 Of a whole model one item of the batch is judged, as ``saccade.bench.models`` says.
 A palette's truth is the numba kernel's, which the tests hold to the definition bit by bit: that one would take minutes.
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from saccade.bench import models, pairs
 from saccade.bench.providers import function_of
+from saccade.families import GRADIENTS
 from saccade.kernels.numba.palette import fit
 from saccade.reference import palette
 from saccade.testing import check, gate, palettes
@@ -22,7 +23,9 @@ from saccade.testing.ways import ORDERS, Way
 
 ROWS, PAIRS = 64, 1024
 CONTRASTIVE = ("clip_loss", "siglip_loss")
-ROWWISE = ("layer_norm", "rms_norm", "gelu")
+ROWWISE = ("layer_norm", "rms_norm", "gelu", "l2_normalize", "linear", "mlp", "embedding")
+IMAGEWISE = ("patch_embed", "conv2d", "batch_norm", "average_pool")
+SLOW = ("linear", "mlp", "conv2d")  # products whose ordinary ways take long, as contrastive losses do
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ def part_of(case, arguments, options, cotangents, rng):
             "attention", part.arguments, part.options, part.cotangents,
             lambda found: part.outputs(tuple(np.moveaxis(y, 1, 2) for y in found)), gradients, arguments, back,
         )  # fmt: skip
-    if case.operation in (*ROWWISE, "patch_embed"):
+    if case.operation == "varlen_attention":
+        return _part_of_sequences(arguments, options, cotangents, rng)
+    if case.operation in (*ROWWISE, *IMAGEWISE):
         return _part_of_rows(case.operation, arguments, options, cotangents, rng)
     if case.operation in ("softmax_cross_entropy", "linear_cross_entropy"):
         return _part_of_labels(case.operation, arguments, options, cotangents, rng)
@@ -102,13 +107,39 @@ def _part_of_attention(arguments, options, cotangents, rng):
     )  # fmt: skip
 
 
+def _part_of_sequences(arguments, options, cotangents, rng):
+    """Queries of one head of one of the packed sequences."""
+    options = dict(options)
+    ends = options.pop("cumulative_lengths")
+    i, head = int(rng.integers(len(ends) - 1)), int(rng.integers(arguments[0].shape[1]))
+    mine = slice(ends[i], ends[i + 1])
+    alone = tuple(np.moveaxis(x[mine, head : head + 1], 1, 0)[None] for x in arguments)
+    grads = tuple(np.moveaxis(g[mine, head : head + 1], 1, 0)[None] for g in cotangents)
+    part = _part_of_attention(alone, options, grads, rng)
+
+    def placed(g, found):
+        whole = np.zeros_like(g)
+        whole[mine, head : head + 1] = np.moveaxis(found[0], 0, 1)
+        return whole
+
+    def taken(found):
+        return tuple(np.moveaxis(y[mine, head : head + 1], 1, 0)[None] for y in found)
+
+    return Part(
+        "attention", part.arguments, part.options, part.cotangents, lambda found: part.outputs(taken(found)),
+        lambda found: part.gradients((*taken(found), None)), arguments,
+        tuple(placed(g, kept) for g, kept in zip(cotangents, part.whole_cotangents, strict=True)),
+    )  # fmt: skip
+
+
 def _part_of_rows(operation, arguments, options, cotangents, rng):
     first, *rest = arguments
     rows = _chosen(len(first), rng) if operation in ROWWISE else rng.integers(0, len(first), 1)
     options = {name: x[rows] if name == "residual" else x for name, x in options.items()}
 
     def gradients(found):
-        return tuple(y[rows] if y is not None and y.shape == first.shape else y for y in found)
+        named = zip(GRADIENTS[operation], found, strict=True)
+        return tuple(y[rows] if y is not None and name in ("x", "residual", "images") else y for name, y in named)
 
     return Part(
         operation, (first[rows], *rest), options, tuple(g[rows] for g in cotangents),
@@ -159,7 +190,7 @@ def standard_of(part):
     """What a part is held to."""
     if part.standard is not None:
         return part.standard
-    if part.operation not in CONTRASTIVE:
+    if part.operation not in (*CONTRASTIVE, *SLOW):
         return gate.Standard(part.operation, part.arguments, part.options, part.cotangents or None)
     dtype, noise = gate.working_dtype(part.arguments), np.random.default_rng(0)
     ways = [*(Way(order, dtype) for order in ORDERS), *(Way("online", dtype, noise) for _ in range(2))]

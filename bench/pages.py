@@ -16,7 +16,7 @@ from saccade.bench.report import coldest, warmest
 RESULTS = Path(__file__).resolve().parent / "results"
 # of a machine in words: the files of its runs, of which the first counts where two have the same, and whose rows
 RUNS = {
-    "two cores of a Zen 5, warm caches": (("bars-cpu.json", "deck-cpu.json"), "saccade", warmest),
+    "two cores of a Zen 5, warm caches": (("bars-cpu.json", "deck-cpu.json", "parts-cpu.json"), "saccade", warmest),
     "an H200, cold L2": (("bars-h200.json", "deck-h200.json"), "saccade-torch", coldest),
 }
 ERRORS = {"two cores of a CPU": "errors-cpu.json"}

@@ -18,6 +18,8 @@ from time import perf_counter
 
 import numpy as np
 
+from saccade.bench import timing
+from saccade.bench.device import Processors
 from saccade.testing.peers import usable_torchvision
 
 ROUNDS = 7
@@ -41,21 +43,28 @@ def measure(name, threads):
 
 def _ratio(theirs, ours, rounds=ROUNDS):
     """The median of how much longer theirs takes, both warmed up."""
+    for call in (theirs, ours):
+        call()
+    wakes = [call if _seconds(call) < timing.LONG else timing.nothing for call in (theirs, ours)]
     found = []
-    for i in range(rounds + 1):
+    for _ in range(rounds):
         seconds = []
-        for call in (theirs, ours):
-            start = perf_counter()
-            call()
-            seconds.append(perf_counter() - start)
-        found += [seconds[0] / seconds[1]] * (i > 0)
+        for call, wake in zip((theirs, ours), wakes, strict=True):
+            timing.settle(wake, Processors())
+            seconds.append(_seconds(call))
+        found.append(seconds[0] / seconds[1])
     return float(np.median(found))
+
+
+def _seconds(call):
+    start = perf_counter()
+    call()
+    return perf_counter() - start
 
 
 def _clip_loss_memory(pairs):
     """MB that the CLIP loss of so many pairs and its gradients take beyond those and the embeddings."""
     import saccade
-    from saccade.bench.device import Processors
 
     rng = np.random.default_rng(0)
     images, texts = (rng.standard_normal((pairs, 512)).astype(np.float32) for _ in range(2))

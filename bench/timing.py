@@ -3,9 +3,9 @@
 ``saccade.bench.device`` has what times them. Right after it stops, some of the results are copied: work that goes on
 elsewhere is not there yet.
 
-Before each timed call the contender makes one that is not timed, on other arrays: threads that fell asleep since its
-last call are woken by that, as they are by the operation before in a model, and not at the cost of whoever has most of
-them to wait for. Now and then the numbers change after it, lest somebody does the timed call's work in it.
+Before each timed call the contender makes some that are not timed, on other arrays: threads that fell asleep since its
+last call are woken by those, as they are by the operations before in a model, and not at the cost of whoever has most
+of them to wait for. Now and then the numbers change after one, lest somebody does the timed call's work in it.
 """
 
 from dataclasses import dataclass, field
@@ -40,12 +40,24 @@ class Contender:
     seen: list = field(default_factory=list)
 
 
+def settle(wake, device):
+    """Let others' threads fall asleep, and wake those of the calls to come."""
+    sleep(device.pause)
+    start = perf_counter()
+    wake()
+    while wake is not nothing and perf_counter() - start < device.awake:
+        wake()
+
+
+def nothing():
+    """What wakes those whose calls take so long that it would not show."""
+
+
 def _timed(contender, inputs, which, cache, device):
     contender.problem.fill(*inputs[which], again=True)
     if cache == "cold":
         device.flush()
-    sleep(device.pause)
-    contender.wake()
+    settle(contender.wake, device)
     returned, seconds = device.seconds(contender.call)
     contender.seen.append((which, contender.problem.entries(returned)))
     return seconds
@@ -67,7 +79,7 @@ def warm_up(contender, inputs, device, seconds=1.0):
         settled = len(times) >= 6 and np.median(times[-3:]) > 0.9 * np.median(times[-6:-3])
         if settled or (len(times) >= 2 and perf_counter() - start > seconds):
             if times[-1] > LONG:
-                contender.wake = lambda: None
+                contender.wake = nothing
             return times[-1]
 
 

@@ -1,7 +1,7 @@
 """One row of a benchmark in a process of its own, so that a provider that crashes or hangs costs that row alone.
 
-``python -m saccade.bench.worker FOLDER`` reads ``task.json`` there and writes ``result.json``; what it is doing stands
-in ``journal``.
+``python -m saccade.bench.worker FOLDER FILE`` reads ``task.json`` there and writes ``result.json``; what it is doing it
+tells to an open file, of which it gets the number.
 """
 
 import hashlib
@@ -101,7 +101,6 @@ def _raced(case, contenders, inputs, task, rng, tell, where):
             mine.call()
         where.wait()
         tell("burst ends")
-        time.sleep(0.05)  # which the parent must see before the next
     flops, size = case.work()
     return {
         "verdict": "PASS", "samples": mine.samples,
@@ -111,10 +110,10 @@ def _raced(case, contenders, inputs, task, rng, tell, where):
 
 
 def drawn(case, seed):
-    """Arguments, options and, if the case has gradients, cotangents."""
+    """Arguments, options and, if the case has gradients, cotangents, which are no multiples of arguments."""
     arguments, options = case.inputs(seed)
     like = _like_outputs(case, arguments, options) if case.gradients else ()
-    return arguments, options, gate.draw_cotangents(like, seed)
+    return arguments, options, gate.draw_cotangents(like, (seed, 1))
 
 
 def _like_outputs(case, arguments, options):
@@ -127,10 +126,25 @@ def _like_outputs(case, arguments, options):
     if case.operation == "patch_embed":
         patches = (size["h"] // size["p"]) * (size["w"] // size["p"])
         return (np.ones((size["b"], patches, size["e"]), arguments[1].dtype),)
-    if case.operation in judging.ROWWISE:
+    if case.operation in ("conv2d", "average_pool", "linear", "embedding"):
+        return (np.ones(_shape_of(case), arguments[-1].dtype),)
+    if case.operation in (*judging.ROWWISE, "batch_norm", "varlen_attention"):
         return (np.ones_like(first),) * (2 if "residual" in options else 1)
     rows = (size["n"],) if options.get("reduction") == "none" else ()
     return (np.ones(rows, compute_dtype(first.dtype)),)
+
+
+def _shape_of(case):
+    n, p, stride, padding = (
+        case.sizes,
+        case.sizes.get("p"),
+        *(case.options.get(x, i) for i, x in ((1, "stride"), (0, "padding"))),
+    )
+    if case.operation == "conv2d":
+        return n["b"], *((n[side] + 2 * padding - p) // stride + 1 for side in "hw"), n["e"]
+    if case.operation == "average_pool":
+        return n["b"], n["h"] // p, n["w"] // p, n["c"]
+    return n["n"], n["f" if case.operation == "linear" else "e"]
 
 
 def _applied(made, case, inputs, where):
@@ -183,13 +197,13 @@ def _threads(count):
         torch.set_num_threads(count)
 
 
-def main(folder):
+def main(folder, journal):
     """Read the task, do it, write the result or the error."""
     task = json.loads(Path(folder, "task.json").read_text())
-    journal = os.open(Path(folder, "journal"), os.O_WRONLY | os.O_APPEND)
+    os.set_inheritable(int(journal), False)
 
     def tell(line):
-        os.write(journal, f"{line}\n".encode())
+        os.write(int(journal), f"{line}\n".encode())
 
     sys.path.append(os.getcwd())
     try:
@@ -204,4 +218,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from saccade.bench import cases, judging, limits, report, run, timing
+from saccade.bench import cases, judging, limits, report, run, timing, worker
 from saccade.bench.problem import Problem
 from saccade.bench.providers import claims_of, known, provider
 from saccade.testing import gate
@@ -221,13 +221,14 @@ def test_a_case_with_a_residual_is_judged_too(operation, gradients):
 
 def check_case_is_judged(operation, gradients, **options):
     sizes = {"attention": (2, 2, 70, 70, 24), "qkv_attention": (2, 70, 2, 24), "patch_embed": (2, 8, 8, 3, 4, 6)}
-    sizes["fit"] = (500, 7)
+    sizes |= {"varlen_attention": (3, 40, 2, 24), "conv2d": (2, 6, 7, 3, 3, 5), "batch_norm": (2, 5, 6, 7)}
+    sizes |= {"average_pool": (2, 5, 6, 7, 2), "fit": (500, 7)}
     gradients = gradients and operation != "fit"
     options |= {"iterations": 2} if operation == "fit" else {}
     one = cases.case(operation, *sizes.get(operation, (70, 24, 30)[: len(cases.SIZES[operation])]), **options)
     arguments, options = one.inputs(0)
     out = run_forward(one, arguments, options)
-    cotangents = gate.draw_cotangents(out) if gradients else ()
+    cotangents = gate.draw_cotangents(out, (0, 1)) if gradients else ()
     part = judging.part_of(one, arguments, options, cotangents, np.random.default_rng(0))
     problem = Problem(operation, arguments, options, cotangents)
     forward, backward = provider("saccade")(problem)
@@ -349,3 +350,9 @@ def test_compiled_providers_belong_to_an_operation_and_need_a_compiler(monkeypat
     assert (
         gate.judge("gelu", small.outputs(provider("torch-gelu-compiled")(small)[0]()), None, (x,))[0].verdict == "PASS"
     )
+
+
+@pytest.mark.parametrize("operation", ["gelu", "l2_normalize"])
+def test_cotangents_are_not_the_arguments_again(operation):
+    (x,), _, (cotangent,) = worker.drawn(cases.Case(operation, {"n": 50, "e": 40}, gradients=True), 7)
+    assert abs(np.corrcoef(x.ravel(), cotangent.ravel())[0, 1]) < 0.1

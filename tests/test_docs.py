@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from support import run_documented
 
+from saccade.bench import pages
+from saccade.families import GRADIENTS
+from saccade.models.variants import VARIANTS, cost
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 NOTEBOOKS = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.ipynb"))
@@ -66,12 +70,37 @@ def test_files_that_pages_name_exist():
             assert list(ROOT.glob(name)), f"{page}: {name}"
 
 
+def test_every_operations_page_has_its_errors_and_speeds():
+    named = re.findall(r"<!-- errors: (.+) -->", "".join((DOCS / page).read_text() for page in PAGES))
+    found = [name for line in named for name in line.split(", ")]
+    assert sorted(found) == sorted(GRADIENTS)
+    shown = pages.on_page_markdown((DOCS / "operations" / "losses.md").read_text())
+    assert "<!--" not in shown and "`clip_loss n1024 e512`" in shown and "`torch-siglip-loss`" in shown
+    with pytest.raises(KeyError, match="nothing was timed of none"):
+        pages.speeds(["none"])
+    with pytest.raises(KeyError, match="nothing was measured of none"):
+        pages.errors(["none"])
+
+
+ROW = re.compile(r"^\| `([\w./@-]+)` \|.*\| ([\d,]+) \|(?: [\d.]+ \|)? ([\d,.]+) \|$", re.MULTILINE)
+
+
+@pytest.mark.parametrize(("page", "rows"), [("imagegpt", 6), ("vit", 20), ("clip", 9)])
+def test_a_models_page_says_what_its_variants_hold_and_cost(page, rows):
+    found = ROW.findall((DOCS / "models" / f"{page}.md").read_text())
+    assert len(found) == rows
+    for name, parameters, flops in found:
+        one = cost(VARIANTS[name])
+        assert (parameters, flops) == (f"{one.parameters:,}", f"{one.flops / 1e9:,.1f}"), name
+
+
 def test_the_site_is_built_without_a_warning(tmp_path):
     command = [sys.executable, "-P", "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "true", "DISABLE_MKDOCS_2_WARNING": "true"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
+    assert "<code>saccade</code></td>" in (tmp_path / "site" / "operations" / "losses" / "index.html").read_text()
     built = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.html")}
     for page in PAGES:
         name = page.removesuffix(".md")

@@ -226,6 +226,44 @@ def linear_of_peer():
     return linear
 
 
+def mlp_of_peer():
+    import torch
+
+    def mlp(x, weight_in, bias_in, weight_out, bias_out):
+        hidden = torch.nn.functional.gelu(torch.nn.functional.linear(x, weight_in, bias_in))
+        return torch.nn.functional.linear(hidden, weight_out, bias_out)
+
+    return mlp
+
+
+def conv2d_of_peer():
+    import torch
+
+    def conv2d(x, weight, bias, *, stride=1, padding=0):  # of pixels whose channels are last, as they lie in memory
+        return torch.nn.functional.conv2d(x.movedim(-1, 1), weight, bias, stride, padding).movedim(1, -1)
+
+    return conv2d
+
+
+def average_pool_of_peer():
+    import torch
+
+    def average_pool(x, *, size):
+        return torch.nn.functional.avg_pool2d(x.movedim(-1, 1), size).movedim(1, -1)
+
+    return average_pool
+
+
+def sigmoid_cross_entropy_of_peer():
+    import torch
+
+    def sigmoid_cross_entropy(logits, targets, *, reduction="mean"):
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
+        return each if reduction == "none" else getattr(each, reduction)()
+
+    return sigmoid_cross_entropy
+
+
 def flash_attention_of_peer():
     from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
 

@@ -114,6 +114,14 @@ PEERS = {
     "torch-embedding": Peer("embedding", "torch", "torch", Claims(), adapters.embedding_of_peer),
     "torch-batch-norm": Peer("batch_norm", "torch", "torch", Claims(), adapters.batch_norm_of_peer),
     "torch-normalize": Peer("l2_normalize", "torch", "torch", Claims(), adapters.normalize_of_peer),
+    "torch-mlp": Peer("mlp", "torch", "torch", Claims(options=()), adapters.mlp_of_peer),
+    "torch-conv2d": Peer("conv2d", "torch", "torch", Claims(zero_sized=False), adapters.conv2d_of_peer),
+    "torch-average-pool": Peer(
+        "average_pool", "torch", "torch", Claims(zero_sized=False), adapters.average_pool_of_peer
+    ),
+    "torch-sigmoid-cross-entropy": Peer(
+        "sigmoid_cross_entropy", "torch", "torch", LOSS, adapters.sigmoid_cross_entropy_of_peer
+    ),
     "torch-conv2d-patches": Peer(
         "patch_embed", "torch", "torch", Claims(options=(), zero_sized=False), adapters.conv2d_patches_of_peer
     ),
