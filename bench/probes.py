@@ -1,11 +1,12 @@
 """Figures that bars ask for and cases cannot give: of whole procedures, of memory alone, of a process's beginning.
 
-Each is measured in a process of its own: ``python -m saccade.bench.probes NAME THREADS`` prints it as JSON. Two ways of
-doing a thing are timed in turn and the median of their ratios counts, or one after the other where each takes so long
-that ``ROUNDS`` would take minutes.
+Each is measured in a process of its own: ``python -m saccade.bench.probes NAME THREADS`` prints it, or several, as
+JSON; a name may be of another module, as "procedures:reading". Two ways of doing a thing are timed in turn and the
+median of their ratios counts, or one after the other where each takes so long that ``ROUNDS`` would take minutes.
 """
 
 import contextlib
+import importlib
 import json
 import mmap
 import os
@@ -342,5 +343,11 @@ def loading_and_reading():
         return _ratio(loaded, (folder / "model.safetensors").read_bytes)
 
 
+def probe(name):
+    """The function of a name."""
+    module, _, function = name.rpartition(":")
+    return getattr(importlib.import_module(f"saccade.bench.{module or 'probes'}"), function)
+
+
 if __name__ == "__main__":
-    print(json.dumps(globals()[sys.argv[1]]()))
+    print(json.dumps(probe(sys.argv[1])()))
