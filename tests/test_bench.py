@@ -219,13 +219,20 @@ def test_a_case_with_a_residual_is_judged_too(operation, gradients):
     assert np.array_equal(*same) and same[0].shape == (4, 8)
 
 
-def check_case_is_judged(operation, gradients, **options):
-    sizes = {"attention": (2, 2, 70, 70, 24), "qkv_attention": (2, 70, 2, 24), "patch_embed": (2, 8, 8, 3, 4, 6)}
-    sizes |= {"varlen_attention": (3, 40, 2, 24), "conv2d": (2, 6, 7, 3, 3, 5), "batch_norm": (2, 5, 6, 7)}
-    sizes |= {"average_pool": (2, 5, 6, 7, 2), "fit": (500, 7)}
-    gradients = gradients and operation != "fit"
+SMALL = {
+    "attention": (2, 2, 70, 70, 24), "qkv_attention": (2, 70, 2, 24), "patch_embed": (2, 8, 8, 3, 4, 6),
+    "varlen_attention": (3, 40, 2, 24), "conv2d": (2, 6, 7, 3, 3, 5), "batch_norm": (2, 5, 6, 7),
+    "average_pool": (2, 5, 6, 7, 2), "fit": (500, 7),
+}  # fmt: skip
+
+
+def small(operation, **options):
     options |= {"iterations": 2} if operation == "fit" else {}
-    one = cases.case(operation, *sizes.get(operation, (70, 24, 30)[: len(cases.SIZES[operation])]), **options)
+    return cases.case(operation, *SMALL.get(operation, (70, 24, 30)[: len(cases.SIZES[operation])]), **options)
+
+
+def check_case_is_judged(operation, gradients, **options):
+    gradients, one = gradients and operation != "fit", small(operation, **options)
     arguments, options = one.inputs(0)
     out = run_forward(one, arguments, options)
     cotangents = gate.draw_cotangents(out, (0, 1)) if gradients else ()
@@ -296,6 +303,14 @@ def test_work_is_counted_by_hand():
     causal = cases.case("attention", 1, 1, 4, 4, 8, causal=True)
     assert causal.work()[0] == 2 * 2 * 10 * 8  # 1 + 2 + 3 + 4 pairs
     assert cases.Case("clip_loss", {"n": 10, "e": 4}, gradients=True).work()[0] == 3 * 2 * 10 * 10 * 4
+    assert cases.case("linear", 3, 4, 5).work() == (2 * 3 * 4 * 5, 4 * (12 + 20 + 15))
+    assert cases.case("mlp", 3, 4, 5).work()[0] == 2 * 2 * 3 * 4 * 5
+    packed = {causal: cases.case("varlen_attention", 2, 4, 1, 3, causal=causal) for causal in (False, True)}
+    assert packed[False].work() == (2 * 2 * 3 * (4 + 36), 4 * 4 * 3 * 8)  # of 2 and 6 tokens
+    assert packed[True].work()[0] == 2 * 2 * 3 * (3 + 21)
+    convolution = cases.case("conv2d", 1, 5, 6, 2, 3, 4, stride=2, padding=1)
+    assert convolution.work() == (2 * 3 * 3 * 4 * 2 * 9, 4 * (5 * 6 * 2 + 2 * 9 * 4 + 3 * 3 * 4))
+    assert cases.case("average_pool", 1, 5, 6, 7, 2).work() == (0, 4 * (5 * 6 * 7 + 2 * 3 * 7))
 
 
 def test_suites_are_made_of_known_cases(tmp_path):
@@ -350,6 +365,19 @@ def test_compiled_providers_belong_to_an_operation_and_need_a_compiler(monkeypat
     assert (
         gate.judge("gelu", small.outputs(provider("torch-gelu-compiled")(small)[0]()), None, (x,))[0].verdict == "PASS"
     )
+
+
+@pytest.mark.parametrize("operation", [name for name in cases.SIZES if name not in cases.FORWARD_ALONE])
+def test_cotangents_have_the_shapes_and_dtypes_of_outputs(operation):
+    some = [{}, {"stride": 2, "padding": 1}] if operation == "conv2d" else [{}]
+    some += [{"residual": True}] if operation == "layer_norm" else []
+    for options in some:
+        for dtype in ("float32", "float16"):
+            one = replace(small(operation, **options), dtype=dtype, gradients=True)
+            arguments, named, cotangents = worker.drawn(one, 0)
+            outputs = run_forward(one, arguments, named)
+            found, asked = ([(x.shape, x.dtype) for x in each] for each in (cotangents, outputs))
+            assert found == asked, options
 
 
 @pytest.mark.parametrize("operation", ["gelu", "l2_normalize"])

@@ -177,3 +177,12 @@ def test_a_single_gelu_by_its_textbook_formula_passes(kind, formula):
         x = np.array([number], np.float32)
         (judged,) = gate.judge("gelu", formula(x), None, (x,), {"kind": kind})
         assert judged.verdict != "FAIL", (number, judged)
+
+
+def test_a_judgement_tells_the_error_and_the_ordinary_one():
+    true, ordinary = np.array([3.0, 4.0]), [np.array([3.0, 4.1], np.float32)]
+    one = gate.judge_one("output", np.array([3.0, 4.05], np.float32), true, ordinary)
+    assert one.verdict == "PASS"
+    assert np.isclose(one.error, 0.05 / 5, rtol=1e-5) and np.isclose(one.ordinary, 0.1 / 5, rtol=1e-5)
+    assert gate.judge_one("output", np.array([3.0, 5.0], np.float32), true, ordinary).error == pytest.approx(0.2)
+    assert np.isnan(gate.judge_one("output", np.zeros(3, np.float32), true, ordinary).error)
