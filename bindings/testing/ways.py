@@ -20,6 +20,11 @@ BLOCK = 16
 ORDERS = ("in order", "reversed", "in blocks", "online")
 
 
+def transpose(x):
+    """The last two axes swapped."""
+    return np.swapaxes(x, -1, -2)
+
+
 @dataclass(frozen=True)
 class Way:
     """One order of summation for inputs of ``dtype``; "online" adds as NumPy and BLAS do."""
