@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -87,6 +88,23 @@ def test_rows_of_other_code_are_not_gone_on_from(tmp_path, monkeypatch):
     assert sources() == before
     (tmp_path / "kernels" / "one.cu").write_text("float y;")
     assert sources() != before
+
+
+def test_what_a_worker_leaves_behind_does_not_hold_its_row_up():
+    mine, its = os.pipe()
+    left = "import time; time.sleep(10)"
+    program = f"""
+import os, subprocess, sys
+os.write({its}, b"burst begins 3\\nburst e")
+os.write({its}, b"nds\\n")
+subprocess.Popen([sys.executable, "-c", {left!r}], pass_fds=({its},))
+"""
+    worker = subprocess.Popen([sys.executable, "-c", program], pass_fds=(its,))
+    os.close(its)
+    with open(mine, "rb", buffering=0) as journal:
+        start = time.perf_counter()
+        count, seconds = run._watched(worker, journal, 60) or (None, None)
+    assert count == 3 and 0 <= seconds < 1 and time.perf_counter() - start < 8
 
 
 @pytest.mark.parametrize(("keeps", "says"), [(True, "the same command goes on"), (False, "with --json or --out")])
