@@ -110,6 +110,15 @@ def patches_the_timer(problem):
     Processors.seconds.__defaults__ = (lambda: now,)
     return slow_but_on_zeros(problem)
 
+def slower_in_a_row(problem):
+    inputs, seen = problem.arrays("numpy"), []
+    def forward():
+        seen.append(float(inputs.arguments[0][0, 0]))
+        if len(set(seen[-5:])) == 1 and len(seen) > 4:
+            time.sleep(0.001)
+        return saccade.gelu(*inputs.arguments, **inputs.options)
+    return forward, None
+
 def crashes(problem):
     ctypes.string_at(0)
 
@@ -191,6 +200,11 @@ def test_a_cached_gradient_is_found(folder):
 
 def test_what_is_fast_on_zeros_alone_is_timed_truthfully(folder):
     assert rows_of(["slow_but_on_zeros"])["slow_but_on_zeros"]["seconds"]["warm"] > 0.02
+
+
+def test_calls_that_are_slower_in_a_row_are_not_called_a_lie(folder):
+    row = rows_of(["slower_in_a_row"])["slower_in_a_row"]
+    assert row["verdict"] == "INCONCLUSIVE" and "calls in a row took" in row["reason"], row
 
 
 def test_a_provider_that_hangs_costs_its_own_row(folder, monkeypatch):
