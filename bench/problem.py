@@ -86,7 +86,7 @@ class Problem:
         self.operation, self.arguments, self.options = operation, arguments, options
         self.cotangents, self.gradients = cotangents, bool(cotangents)
         self.timed, self.device = timed, device
-        typed = arguments[1:] if operation == "patch_embed" else arguments
+        typed = arguments[1:] if operation in ("patch_embed", "embedding") else arguments
         self.dtype = dtype or str(next(x.dtype for x in typed if isinstance(x, np.ndarray)))
         self.held: Any = None
 

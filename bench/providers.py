@@ -187,7 +187,7 @@ def _of_peer(name, compiled, problem):
         lengths = {x.shape[2] for x in problem.arguments[:2]}
         if len(lengths) > 1:
             return None, "its causal mask is aligned at the start"
-    width = problem.arguments[0].shape[-1]
+    width = problem.arguments[problem.operation == "embedding"].shape[-1]
     if claims.head_dims is not None and width not in claims.head_dims:
         return None, f"it takes no head dimension {width}"
     function = peer.function()

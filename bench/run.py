@@ -171,7 +171,7 @@ def _worked(task):
         with open(mine, "rb", buffering=0) as journal, open(Path(folder, "errors"), "w+b") as errors:
             worker = subprocess.Popen(
                 [sys.executable, "-P", "-m", "saccade.bench.worker", folder, str(its)], env={**os.environ, **counts},
-                stdout=subprocess.DEVNULL, stderr=errors, pass_fds=(its,),
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, pass_fds=(its,),
                 start_new_session=task["session"],  # which an interruption does not reach: the thread sees to its end
             )  # fmt: skip
             os.close(its)
@@ -179,7 +179,7 @@ def _worked(task):
                 burst = _watched(worker, journal, task["limit"] + 30)
             finally:
                 worker.kill()
-                worker.wait()
+                worker.communicate()
             errors.seek(0)
             said = errors.read()
         result = Path(folder, "result.json")

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -209,10 +210,17 @@ def _threads(count):
         torch.set_num_threads(count)
 
 
+def _end_with_parent():
+    """Standard input ends when the parent process does, however that is: then nobody is left to wait for the row."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
 def main(folder, journal):
     """Read the task, do it, write the result or the error."""
     task = json.loads(Path(folder, "task.json").read_text())
     os.set_inheritable(int(journal), False)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def tell(line):
         os.write(int(journal), f"{line}\n".encode())

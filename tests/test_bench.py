@@ -301,6 +301,12 @@ def run_forward(one, arguments, options):
     return problem.outputs(provider("reference")(problem)[0]())
 
 
+def test_the_oracle_judges_a_peer_whose_first_argument_is_of_integers():
+    one, made = small("embedding"), provider("torch-embedding")
+    verdict, says = judging.judge_provider(made, claims_of("torch-embedding", made), one, 2.0)
+    assert verdict == "PASS", says
+
+
 @pytest.mark.parametrize("name", ["saccade", "saccade-torch"])
 def test_the_oracle_judges_our_own_providers_with_every_option(name):
     for operation in ("layer_norm", "rms_norm", "attention"):

@@ -90,6 +90,42 @@ def test_rows_of_other_code_are_not_gone_on_from(tmp_path, monkeypatch):
     assert sources() != before
 
 
+def test_a_worker_ends_when_the_command_is_killed(tmp_path, monkeypatch):
+    (tmp_path / "users.py").write_text("""
+import os, pathlib, time
+
+def lasts(problem):
+    pathlib.Path("worker").write_text(str(os.getpid()))
+    time.sleep(100)
+""")
+    arguments = ["gelu", "--sizes", "4,5", "--providers", "users:lasts", "--processes", "1"]
+    program = f"import sys; sys.argv = ['saccade', 'bench', *{arguments!r}]; from saccade.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    running = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: (tmp_path / "worker").exists() and (tmp_path / "worker").read_text())
+    running.kill()
+    running.wait()
+    worker = int((tmp_path / "worker").read_text())
+    wait_until(lambda: not alive(worker))
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(holds, most=60):
+    start = time.perf_counter()
+    while not holds():
+        assert time.perf_counter() - start < most
+        time.sleep(0.1)
+
+
 def test_what_a_worker_leaves_behind_does_not_hold_its_row_up():
     mine, its = os.pipe()
     left = "import time; time.sleep(10)"

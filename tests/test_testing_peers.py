@@ -44,7 +44,6 @@ DTYPES = {
     "torch-mlp": WIDE,
     "torch-conv2d": WIDE,
     "torch-average-pool": WIDE,
-    "torch-sigmoid-cross-entropy": WIDE,
     "torch-conv2d-patches": WIDE,
     "torch-clip-loss": WIDE,
     "torch-siglip-loss": WIDE,
@@ -66,6 +65,8 @@ NARROWER = {"torch-layer-norm": {"gradients": False}}
 # What the oracle found in the pinned versions: (the law, claims under which it passes). The gradients of torch's batch
 # norm on CPUs misread strided vectors. Pillow looks for a nearest colour among those that it takes to be near enough.
 FOUND = {
+    # where a target is 0 it takes the logit and log σ(logit) apart, whose difference has no digits left far below 0
+    "torch-sigmoid-cross-entropy": ("values", None),
     "torch-batch-norm": ("gradients", {"dtypes": ("float32",), "layouts": ("dense",)}),
     "pillow-quantize": ("values", {"most_centers": 8}),
 }
@@ -146,7 +147,18 @@ def test_what_was_found_is_found_again(name):
     narrow = replace(claims, dtypes=NARROW)
     report = check(function, operation, arrays=arrays, claims=narrow, budget=20.0, only=law)
     assert report.verdict == "FAIL"
-    assert not check(function, operation, arrays=arrays, claims=replace(claims, **narrower), budget=2.0).failures
+    if narrower is not None:
+        assert not check(function, operation, arrays=arrays, claims=replace(claims, **narrower), budget=2.0).failures
+
+
+def test_torchs_sigmoid_cross_entropy_is_nothing_where_it_is_little():
+    import torch
+
+    import saccade
+
+    logits, targets = torch.full((1, 1), -20.0), torch.zeros(1, 1)
+    assert torch.nn.functional.binary_cross_entropy_with_logits(logits, targets).item() == 0
+    assert saccade.sigmoid_cross_entropy(logits, targets).item() == pytest.approx(np.exp(-20), rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
