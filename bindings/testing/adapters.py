@@ -240,6 +240,7 @@ def conv2d_of_peer():
     import torch
 
     def conv2d(x, weight, bias, *, stride=1, padding=0):  # of pixels whose channels are last, as they lie in memory
+        weight = weight.contiguous()  # of others the gradient may raise
         return torch.nn.functional.conv2d(x.movedim(-1, 1), weight, bias, stride, padding).movedim(1, -1)
 
     return conv2d
