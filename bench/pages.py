@@ -19,7 +19,7 @@ RUNS = {
     "two cores of a Zen 5, warm caches": (("bars-cpu.json", "deck-cpu.json", "parts-cpu.json"), "saccade", warmest),
     "an H200, cold L2": (("bars-h200.json", "deck-h200.json"), "saccade-torch", coldest),
 }
-ERRORS = {"two cores of a CPU": "errors-cpu.json"}
+ERRORS = {"two cores of a Zen 5": "errors-cpu.json"}
 COMMENT = re.compile(r"^<!-- (speeds|errors): (.+) -->$", re.MULTILINE)
 
 

@@ -148,15 +148,12 @@ def _like_outputs(case, arguments, options):
 
 
 def _shape_of(case):
-    n, p, stride, padding = (
-        case.sizes,
-        case.sizes.get("p"),
-        *(case.options.get(x, i) for i, x in ((1, "stride"), (0, "padding"))),
-    )
+    n, options = case.sizes, case.options
     if case.operation == "conv2d":
-        return n["b"], *((n[side] + 2 * padding - p) // stride + 1 for side in "hw"), n["e"]
+        stride, margins = options.get("stride", 1), 2 * options.get("padding", 0)
+        return n["b"], *((n[side] + margins - n["p"]) // stride + 1 for side in "hw"), n["e"]
     if case.operation == "average_pool":
-        return n["b"], n["h"] // p, n["w"] // p, n["c"]
+        return n["b"], n["h"] // n["p"], n["w"] // n["p"], n["c"]
     return n["n"], n["f" if case.operation == "linear" else "e"]
 
 
