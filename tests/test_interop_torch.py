@@ -129,7 +129,7 @@ def measurements():
     """(features of the processor, row) of our attention in the committed runs on CPUs."""
     for path in sorted(RESULTS.glob("*.json")):
         results = json.loads(path.read_text())
-        if "rows" in results and not results["machine"].get("device"):
+        if {"rows", "machine"} <= results.keys() and not results["machine"].get("device"):
             features = results["machine"]["processor"]["features"]
             yield from ((features, row) for row in results["rows"] if row["provider"] == "saccade")
 
