@@ -94,6 +94,10 @@ STATISTICS = {
     "MB more": (None, True),
     "times as fast": (None, False),
     "times as long": (None, True),
+    "times as much": (None, True),
+    "% right": (None, False),
+    "points more": (None, False),
+    "% fewer nats a pixel": (None, False),
 }  # fmt: skip
 
 
@@ -228,9 +232,17 @@ BARS = (
         for name, title in (("vit", "ViT-B/16"), ("clip", "CLIP ViT-B/32"), ("imagegpt", "ImageGPT-S"))
         for of, suffix in (("", ""), (" in bfloat16", "_bfloat16"))
     ),
-    Bar("memory of a CLIP's training step, a plain PyTorch implementation", missing=ELSEWHERE),
-    Bar("pictures read, beside the rate of training", missing=ELSEWHERE),
-    Bar("accuracies of the recipes on pictures that ship with scikit-learn", missing=ELSEWHERE),
+    Bar("memory of a CLIP's training step on 4,096 pairs, open_clip", asked=(("times as much", 0.7),),
+        probe="procedures:clip_memory"),
+    Bar("pictures read by two workers, those that ViT-B/16 learns from", asked=(("times as fast", 1.5),),
+        probe="procedures:reading"),
+    Bar("ViT on digits; an epoch at twice the resolution; ten of each by its frozen features",
+        asked=(("% right", 98), ("points more", 0), ("% right", 85)), probe="procedures:digits_vit"),
+    Bar("CLIP on digits, by an ensemble of prompts; one prompt", asked=(("% right", 95), ("points more", 0)),
+        probe="procedures:digits_clip"),
+    Bar("ImageGPT on crops of photographs, a bigram of left neighbours", asked=(("% fewer nats a pixel", 15),),
+        probe="procedures:photographs_imagegpt"),
+    Bar("thirty minutes of training, interrupted five times", missing=ELSEWHERE),
 )  # fmt: skip
 ON_GPU = (
     Bar(
@@ -318,9 +330,10 @@ def _judged(bar, results, probed, device):
     if bar.device != device:
         return asked, "", f"not measured in this run, but with --device {bar.device}"
     if bar.probe:
-        figures = [probed.get(bar.probe, "not asked for")]
-        if isinstance(figures[0], str):
-            return asked, "", f"not measured: {figures[0]}"
+        found = probed.get(bar.probe, "not asked for")
+        if isinstance(found, str):
+            return asked, "", f"not measured: {found}"
+        figures = found if isinstance(found, list) else [found]
     else:
         timed = [_timed(bar, one, results["rows"], CACHE[device]) for one in bar.cases]
         if None in timed:

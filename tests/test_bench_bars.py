@@ -28,6 +28,7 @@ def test_bars_hold_or_do_not_and_what_is_missing_is_said():
     rows = [row for one in bars.cases() if "bfloat16" not in one.name for row in timed_rows(one, ratios)]
     results = {"limits": LIMITS, "rows": rows}
     probed = {"first_call": 1.5, "cold_compile": 20.0, "encode_faiss": "faiss is not installed"}
+    probed |= {"procedures:digits_vit": [98.5, -0.25, 90.0], "procedures:digits_clip": [97.0, 0.5]}
     found = {what: (asked, figures, holds) for what, asked, figures, holds in bars.judged(results, probed)}
     assert len(found) == len(bars.BARS)
     asked = "geometric mean >= 1.4, each >= 1"
@@ -42,7 +43,14 @@ def test_bars_hold_or_do_not_and_what_is_missing_is_said():
         found["CLIP loss with gradients, 32,768 pairs, Inf-CL, on a GPU"][2]
         == "not measured in this run, but with --device cuda"
     )
-    assert found["pictures read, beside the rate of training"][2] == "not measured by this command"
+    assert found["thirty minutes of training, interrupted five times"][2] == "not measured by this command"
+    asked = "% right >= 98, points more >= 0, % right >= 85"
+    assert found["ViT on digits; an epoch at twice the resolution; ten of each by its frozen features"] == (
+        asked,
+        "98.5, -0.25, 90",
+        "no",
+    )
+    assert found["CLIP on digits, by an ensemble of prompts; one prompt"][1:] == ("97, 0.5", "yes")
 
 
 def test_a_bar_compares_with_the_fastest_of_its_peers():
