@@ -11,9 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from saccade import environment
 from saccade.bench import bars, report
 from saccade.bench.cases import of_operations
+from saccade.bench.device import device as device_of
 from saccade.bench.journal import Journal, sources
 from saccade.bench.probes import measure
 from saccade.bench.run import run
+from saccade.recipes.progress import progress_bar
 from saccade.recipes.report import write
 
 
@@ -69,6 +71,23 @@ def _probed(names, threads, journal):
             told(i, len(names), f"probe {name}")
             found[name] = journal.get(f"probe {name}", functools.partial(measure, name, threads))
         return found
+
+
+def run_tune(dtype, tokens, width, **options):
+    """Measure tiles, keep the fastest, and say which they are."""
+    device_of("cuda")  # which says in a sentence that there is none
+    from saccade.bench.tune import tune
+    from saccade.kernels.triton import tuned
+
+    console = Console()
+    with progress_bar("tiles", Console(stderr=True)) as progress:
+        found = tune(dtype, tokens, width, **options, progress=progress)
+    for name, own, tiles, ratio in found:
+        of = "the whole backward pass" if name in ("queries", "keys") else "the forward pass"
+        said = "the table's do not fit" if ratio is None else f"{of} {ratio:.2f} times as fast as with the table's"
+        console.print(f"{name}: {tiles}, {said} {own}", markup=False, soft_wrap=True)
+    where = f"{tuned.file()}" if found else f"all of it is in {tuned.file()} already: --again measures anew"
+    console.print(where, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

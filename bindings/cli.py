@@ -136,6 +136,24 @@ def _application(typer):
         except (OSError, ValueError) as error:
             sys.exit(f"saccade bench: {str(error).removeprefix('bench: ')}")
 
+    @app.command(epilog="Example: saccade tune --dtype bfloat16 --tokens 197 --width 64")
+    def tune(
+        dtype: str = typer.Option("bfloat16", help="float16, bfloat16, float32 or float64."),
+        tokens: int = typer.Option(197, min=1, help="Queries and keys; what is found holds up to a power of two."),
+        width: int = typer.Option(64, min=1, help="Numbers in a row of a head."),
+        causal: bool = typer.Option(False, help="Attention under a causal mask."),
+        again: bool = typer.Option(False, help="Measure what an earlier run has found, too."),
+    ):
+        """Measure tiles of Triton's attention on this machine's GPU, and keep the fastest for it."""
+        if importlib.util.find_spec("triton") is None:
+            sys.exit('saccade tune needs triton: pip install "saccade[cuda]"')
+        from saccade.bench import console
+
+        try:
+            console.run_tune(dtype, tokens, width, causal=causal, again=again)
+        except (OSError, ValueError) as error:
+            sys.exit(f"saccade tune: {str(error).removeprefix('bench: ')}")
+
     @app.command(epilog="Example: saccade models")
     def models(json_file: Path = typer.Option(None, "--json", help="Write the table to this file too.")):
         """Every variant of every model: parameters, and the tokens, GFLOPs and activations of one picture."""

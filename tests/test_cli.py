@@ -32,7 +32,7 @@ def test_info_names_every_backend_and_what_to_do():
 
 
 def test_help_has_an_example():
-    for command in ("info", "demo", "models", "convert", "classify", "embed", "search"):
+    for command in ("info", "demo", "models", "convert", "classify", "embed", "search", "tune"):
         done = run(command, "--help")
         assert done.returncode == 0 and f"Example: saccade {command}" in done.stdout
 
@@ -48,6 +48,15 @@ def test_info_outlives_what_is_missing(missing):
     done = run("info", before=f"sys.modules['{missing}'] = None")
     assert done.returncode == 0, done.stderr
     assert f"{missing} is not installed" in " ".join(done.stdout.replace("│", " ").split())
+
+
+def test_tiles_are_measured_on_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = invoke("tune", "--tokens", 50)
+    assert done.exit_code == 1
+    assert done.output.strip() == "saccade tune: device='cuda', but torch sees no CUDA GPU: see saccade info"
+    done = run("tune", before="sys.modules['triton'] = None")
+    assert done.returncode == 1 and done.stderr.strip() == 'saccade tune needs triton: pip install "saccade[cuda]"'
 
 
 def test_demo_without_its_libraries_says_what_to_install():

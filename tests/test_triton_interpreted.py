@@ -10,9 +10,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_kernels_match_the_reference_in_the_interpreter(tmp_path):
-    """Runs ``triton_interpreter.py`` in a process where kernels are interpreted from their definition on."""
+    """Runs two files in a process where kernels are interpreted from their definition on."""
     report = tmp_path / "report.xml"
-    command = [sys.executable, "-P", "-m", "pytest", "tests/triton_interpreter.py", "-q", f"--junitxml={report}"]
+    files = "tests/triton_interpreter.py", "tests/triton_tuning.py"
+    command = [sys.executable, "-P", "-m", "pytest", *files, "-q", f"--junitxml={report}"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
     print(done.stdout, done.stderr)

@@ -25,7 +25,7 @@ def progress_bar(title, console):
         task = bar.add_task(title, total=None, note="")
 
         def progress(items):
-            bar.update(task, total=len(items) if hasattr(items, "__len__") else None)
+            bar.update(task, completed=0, total=len(items) if hasattr(items, "__len__") else None)
             for item in items:
                 yield item
                 bar.advance(task)

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from saccade.kernels.triton import tuned
 from saccade.kernels.triton.attention_gradients import _backward_keys, _backward_queries
 from saccade.kernels.triton.attention_tiles import (
     LN2,
@@ -160,9 +161,9 @@ def _attend(
     """Write ``out`` (b, h, t, e) and ``lse``, of any strides; the scale."""
     (b, h, t, d), s = query.shape, key.shape[2]
     scale = d**-0.5 if scale is None else float(scale)
-    name = "forward, few keys under a causal mask" if causal and s <= FEW else "forward"
-    at_edges = causal or any(x is not None for x in (mask, key_lengths, cumulative_lengths))
-    options = _options(name, query, key, value, out, causal=causal, at_edges=at_edges)
+    name = forward_kind(causal, s)
+    what = _seen(causal, bias, mask, key_lengths, cumulative_lengths)
+    options = _options(name, query, key, value, out, causal=causal, **what)
     p_query, p_key, p_value, p_out = (describe_heads(x, options["UNIT"]) for x in (query, key, value, out))
     blocks, table = _blocks(b, t, options["BLOCK_T"], cumulative_lengths)
     extras = describe(beside(mask, query.dtype), (b, h, t, s)), describe(bias, (b, h, t, s)), describe(key_lengths)
@@ -188,11 +189,11 @@ def _differentiate(saved, grad_out, grad_lse, gradients, cumulative_lengths=None
     query, key, value, bias, mask, key_lengths, out, lse, causal, scale = saved
     (b, h, t, _), s = query.shape, key.shape[2]
     row_sums = lse.new_empty(lse.shape)
-    at_edges = causal or any(x is not None for x in (mask, key_lengths, cumulative_lengths))
+    what = _seen(causal, bias, mask, key_lengths, cumulative_lengths)
     # tiles that no query of theirs may see are not visited, so not written
     grad_scores = None if bias is None else lse.new_zeros((b, h, t, s))
     arrays = query, key, value, out, grad_out, *gradients
-    queries, keys = (_options(name, *arrays, causal=causal, at_edges=at_edges) for name in ("queries", "keys"))
+    queries, keys = (_options(name, *arrays, causal=causal, **what) for name in ("queries", "keys"))
     p_query, p_key, p_value, p_out, p_grad_out, p_grad_query, p_grad_key, p_grad_value = (
         describe_heads(x, queries["UNIT"]) for x in arrays
     )  # fmt: skip
@@ -214,20 +215,44 @@ def _differentiate(saved, grad_out, grad_lse, gradients, cumulative_lengths=None
     return None if bias is None or grad_scores is None else grad_scores.sum_to_size(bias.shape).to(bias.dtype)
 
 
-def _options(name, query, key, value, *others, causal, at_edges):
-    """The options of a pass's kernel: its tiles, by the longest padded row of a head, and what it is compiled for.
-    ``at_edges``: keys are not all seen by all, so that how many are at an edge is not known here."""
-    (d, s), e = (query.shape[3], key.shape[2]), value.shape[3]
-    (d_first, d_second), (e_first, e_second) = widths(d), widths(e)
+def _seen(causal, bias, *others):
+    """What is known of who sees which keys, for ``_options``; ``others`` are what may say it, or None."""
+    said = any(x is not None for x in others)
+    return {"at_edges": causal or said, "plain": bias is None and not said}
+
+
+def forward_kind(causal, s):
+    """Which of the forward passes of ``TILES`` is that of so many keys."""
+    return "forward, few keys under a causal mask" if causal and s <= FEW else "forward"
+
+
+def row_bytes(d, e, size):
+    """The bytes of the longest padded row of a head."""
+    return max(sum(widths(d)), sum(widths(e))) * size
+
+
+def tiles_of(name, query, value):
+    """(BLOCK_T, BLOCK_S, warps, stages, most registers) of a pass by the table."""
     size = query.element_size()
-    row = max(d_first + d_second, e_first + e_second) * size
-    fitting = [tiles for longest, *tiles in TILES[name][size] if row <= longest]
+    row = row_bytes(query.shape[3], value.shape[3], size)
+    fitting = [tuple(tiles) for longest, *tiles in TILES[name][size] if row <= longest]
     if not fitting:
         raise ValueError(
             f"attention: {query.shape=}, {value.shape=}, expected head dimensions of at most "
             f"{TILES[name][size][-1][0] // size} for {query.dtype} on a GPU"
         )
-    block_t, block_s, warps, stages, registers = fitting[0]
+    return fitting[0]
+
+
+def _options(name, query, key, value, *others, causal, at_edges, plain):
+    """The options of a pass's kernel: its tiles, by the longest padded row of a head, and what it is compiled for.
+    ``at_edges``: keys are not all seen by all, so that how many are at an edge is not known here. ``plain``: nothing
+    but ``causal`` says which are, and there is no bias: tiles that were measured fit such inputs alone."""
+    (d, s), e = (query.shape[3], key.shape[2]), value.shape[3]
+    (d_first, d_second), (e_first, e_second) = widths(d), widths(e)
+    size = query.element_size()
+    measured = tuned.tiles(name, causal, size, row_bytes(d, e, size), s, query.device) if plain else None
+    block_t, block_s, warps, stages, registers = measured or tiles_of(name, query, value)
     rest = s % block_s
     edge = block_s if at_edges else max(16, triton.next_power_of_2(rest))
     return {

@@ -5,6 +5,8 @@ that every query of a tile sees are taken BLOCK_S at a time without asking of ea
 an edge, of the sequence or of what may be seen, EDGE at a time. 197 keys are three blocks of 64 and one of 16.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +17,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
+@functools.cache
 def widths(n):
     """The widths of the two blocks that hold rows of n numbers; the second is 0 where one does."""
     whole = max(16, triton.next_power_of_2(n))
