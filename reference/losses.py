@@ -102,11 +102,15 @@ def sigmoid_cross_entropy_forward(logits, targets, *, reduction="mean"):
 
 
 def sigmoid_cross_entropy_backward(saved, grad_loss):
-    """The gradient for logits, in a tuple of one: (σ(logit) − target) · dloss_n."""
+    """The gradient for logits, in a tuple of one: (σ(logit) − target) · dloss_n.
+
+    Taken as (1 − target) σ(logit) − target σ(−logit), which has digits where σ is all but the target.
+    """
     logits, targets, reduction = saved
     wide, wide_targets = upcast(logits, targets)
     grad_rows = _spread(grad_loss, len(wide), len(wide), reduction)
-    return (rounded((sigmoid(wide) - wide_targets) * grad_rows[:, None], logits),)
+    slopes = (1 - wide_targets) * sigmoid(wide) - wide_targets * sigmoid(-wide)
+    return (rounded(slopes * grad_rows[:, None], logits),)
 
 
 def softplus(x):

@@ -225,6 +225,9 @@ EDITS = {
         ("[reduction]", "[reduction].astype(logits.dtype)"),
     "sigmoid_cross_entropy: overflow":
         ("np.maximum(x, 0) - x * y + np.log1p(np.exp(-np.abs(x)))", "np.log1p(np.exp(x)) - x * y"),
+    "sigmoid_cross_entropy: the logit less its log of a sigmoid":
+        ("np.maximum(x, 0) - x * y + np.log1p(np.exp(-np.abs(x)))",
+         "(1 - y) * x + (np.maximum(-x, 0) + np.log1p(np.exp(-np.abs(x))))"),
     "sigmoid_cross_entropy: mean over elements":
         ("per_row.sum() / x.dtype.type(n)", "per_row.sum() / x.dtype.type(x.size)"),
     "sigmoid_cross_entropy: gradient of a sum": ('x.dtype.type(n) if reduction == "mean" else 1', "1"),

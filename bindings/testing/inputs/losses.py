@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from saccade.testing.inputs.parts import EVERYTHING, dtypes
+from saccade.testing.layouts import laid_out
 from saccade.testing.strategies import arrays, embeddings, labels, lengths, logits, seeds
 
 
@@ -54,8 +55,12 @@ def sigmoid_cross_entropy_inputs(draw, claims=EVERYTHING):
     """For ``sigmoid_cross_entropy``."""
     n, k = draw(lengths(65, int(not claims.zero_sized))), draw(st.sampled_from([2, 10, 97, 1]))
     dtype, rng = draw(dtypes(claims)), np.random.default_rng(draw(seeds()))
-    targets = (rng.random((n, k)) if draw(st.booleans()) else rng.random((n, k)) < 0.3).astype(dtype)
+    kind = draw(st.sampled_from(["shares", "classes", "classes, certain"]))
+    targets = (rng.random((n, k)) if kind == "shares" else rng.random((n, k)) < 0.3).astype(dtype)
     options = draw(_classification("sigmoid_cross_entropy", claims))
+    if kind == "classes, certain":  # and right: losses of exp(-|x|), which a difference has no digits for
+        certain = ((2 * targets - 1) * rng.uniform(5, 40, (n, k))).astype(dtype)
+        return (laid_out(certain, draw(st.sampled_from(claims.layouts))), targets), options
     return (draw(logits(n, k, dtype, claims.layouts)), targets), options
 
 
