@@ -68,7 +68,7 @@ def _open_clip():
 
     from saccade.interop import open_clip as ours
 
-    for module in (open_clip, open_clip.loss):
+    for module in (open_clip, open_clip.loss, open_clip.factory):
         for name in ("ClipLoss", "SigLipLoss"):
             setattr(module, name, getattr(ours, name))
 

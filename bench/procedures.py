@@ -4,9 +4,14 @@ What recipes reach on pictures that ship with scikit-learn and scikit-image, how
 of a training step.
 """
 
+import contextlib
 import csv
 import os
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from time import perf_counter
 
@@ -14,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
+from safetensors.numpy import load_file
 
 from saccade.bench.device import Processors
 from saccade.bench.probes import measure
@@ -29,6 +35,8 @@ from saccade.testing.peers import usable_torchvision
 from saccade.torch import CLIP, ViT
 
 SIDE = 16
+MINUTES, CUTS = 30.0, 5  # of training, and how often it is interrupted
+TRIALS = 200, 1000  # steps of which its length is taken
 QUIET = {"console": Console(quiet=True), "device": "cpu"}
 PAIRS, PARTS = 4096, 8
 
@@ -116,6 +124,65 @@ def photographs_imagegpt():
     tokens = [palette.encode(crops(some, n, SIDE, rng)[0]) for some, n in ((seen, 4000), (unseen, 512))]
     mine = held_out_nats(model, torch.from_numpy(tokens[1].reshape(len(tokens[1]), -1).astype(np.int64)))
     return 100 * (1 - mine / bigram_nats(*tokens))
+
+
+def interrupted(minutes=MINUTES):
+    """(minutes, steps, times it went on, parameters, those whose bits differ) of a ViT that learns digits, left alone
+    and, beside that, interrupted ``CUTS`` times: killed, asked to stop, killed and so on. Each has one thread."""
+    with tempfile.TemporaryDirectory(prefix="saccade-bench-") as folder, contextlib.ExitStack() as running:
+        seen, _ = _as_folders(folder)
+
+        def begun(out, steps):
+            run = _pretraining(seen, Path(folder, out), steps)
+            running.callback(run.wait)
+            running.callback(run.kill)
+            return run
+
+        took = []
+        for few in TRIALS:  # the difference is what steps take, without what comes before
+            start = perf_counter()
+            for trial in [begun(f"{few}-{i}", few) for i in range(2)]:
+                _ended(trial)
+            took.append(perf_counter() - start)
+        steps = round(60 * minutes * (TRIALS[1] - TRIALS[0]) / (took[1] - took[0]))
+        rng, start = np.random.default_rng(0), perf_counter()
+        alone = begun("alone", steps)
+        for cut in range(CUTS):
+            _cut_short(begun("cut", steps), rng.uniform(0.3, 0.7) * 60 * minutes / CUTS, asked=cut % 2)
+        last = begun("cut", steps)
+        _ended(alone)
+        lasted = (perf_counter() - start) / 60
+        _ended(last)
+        went_on = Path(folder, "cut", "log.jsonl").read_text().count('"event": "continues"')
+        left, again = (load_file(Path(folder, name, "model.safetensors")) for name in ("alone", "cut"))
+    differ = sum(int((left[name].view(np.uint32) != again[name].view(np.uint32)).sum()) for name in left)
+    return lasted, steps, went_on, sum(x.size for x in left.values()), differ
+
+
+def _pretraining(source, out, steps):
+    command = [sys.executable, "-P", "-m", "saccade", "pretrain", "vit", source, "--preset", "vit-tiny"]
+    command += ["--set", f"image_size={SIDE}", "--set", "patch_size=4", "--steps", str(steps), "--save-every", "100"]
+    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+    return subprocess.Popen(
+        [*command, "--device", "cpu", "--out", out], env={**os.environ, **threads}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def _cut_short(run, seconds, asked):
+    """End a run after so many seconds: ask it to, or kill it."""
+    time.sleep(seconds)
+    if run.poll() is not None:
+        raise ChildProcessError(f"saccade pretrain ended before it was interrupted, with {run.returncode}")
+    run.send_signal(signal.SIGTERM if asked else signal.SIGKILL)
+    expected = 128 + signal.SIGTERM if asked else -signal.SIGKILL
+    if run.wait() != expected:
+        raise ChildProcessError(f"saccade pretrain, interrupted, ended with {run.returncode}, expected {expected}")
+
+
+def _ended(run):
+    if run.wait():
+        raise ChildProcessError(f"saccade pretrain ended with {run.returncode}")
 
 
 def reading():

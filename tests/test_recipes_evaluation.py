@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from recipe_models import COLORS, write_models
 from test_cli import invoke
 
 import saccade
 from saccade import reference
 from saccade.models import clip, imagegpt, vit
-from saccade.recipes import fewshot, probe, recall, saved, zeroshot
+from saccade.recipes import accuracy, fewshot, finetune, probe, recall, saved, zeroshot
 from saccade.recipes.cuts import central, stretched
 from saccade.recipes.features import Extractor
 from saccade.testing import opset
@@ -80,13 +81,13 @@ def test_pixels_features_are_masked_as_in_training(folder):
     sample = saccade.recipes.data.Arrays(folder / "test.npz").read(4)
     extractor = Extractor(folder / "masked", "cpu")
     tokens, mask, label = extractor.prepare(sample, np.random.default_rng(0))
-    assert tokens.shape == mask.shape == (16,) and label == 1 and extractor.usual == 1
+    assert tokens.shape == (16,) and mask.shape == (1, 16) and label == 1 and extractor.usual == 1
 
     def features(parameters, tokens, mask, ops):
         return imagegpt.features(parameters, tokens, extractor.config, ops, layers=[2], mask=mask)[0]
 
     (found,) = extractor((tokens[None], mask[None]), [2])
-    judged = opset.judge(found, features, extractor.model.numpy_parameters(), tokens[None], mask[None])
+    judged = opset.judge(found, features, extractor.model.numpy_parameters(), tokens[None], mask)
     assert judged.verdict == "PASS", judged
     assert len(Extractor(folder / "pixels", "cpu").prepare(sample, None)) == 2
 
@@ -136,6 +137,79 @@ def test_a_probe_of_every_layer(folder, tmp_path):
     assert list(found["layers"]) == [0, 1, 2] and found["layers"][found["best"]]["test"] > 0.8
     # the first layer's class token has seen no patch yet: chance
     assert found["layers"][0]["test"] == pytest.approx(1 / 3) and (tmp_path / "layers.png").stat().st_size > 1000
+
+
+def test_a_probe_by_sgd_minimises_the_definition():
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((60, 4)), rng.integers(3, 6, 60)
+    found = probe.Descended(features, labels, 0.3, batch=60)
+    weight, bias = (x.detach().numpy().astype(float) for x in found.linear.parameters())
+    best = probe.logistic(features, labels, 1e-6, iterations=10_000)
+    losses = [
+        reference.logistic_probe_loss(features, labels - 3, w, b, 0)[0]
+        for w, b in ((weight, bias), (best.coef_, best.intercept_), (0 * weight, 0 * bias))
+    ]
+    # as good as a penalty-free minimum, but for what rows drawn anew at every step leave
+    assert losses[1] <= losses[0] < losses[1] + 0.05 * (losses[2] - losses[1])
+    assert set(found.predict(features)) <= {3, 4, 5} and found.score(features, found.predict(features)) == 1
+    assert probe.best_rate(lambda rate: rate < 5) == (0.03, True)
+
+
+def test_most_votes_win_and_ties_are_drawn():
+    rng = np.random.default_rng(0)
+    votes = np.array([[1, 2, 2, 0], [4, 4, 4, 4], [0, 1, 0, 1]])
+    drawn = np.array([accuracy.majority(votes, rng) for _ in range(200)])
+    assert (drawn[:, 0] == 2).all() and (drawn[:, 1] == 4).all()
+    assert 60 < drawn[:, 2].sum() < 140 and set(drawn[:, 2]) == {0, 1}
+
+
+def test_several_masks_of_a_picture(folder):
+    extractor, source = Extractor(folder / "masked", "cpu"), saccade.recipes.data.Arrays(folder / "test.npz")
+    (one,), labels = extractor.of(source, [1])
+    (many,), again = extractor.of(source, [1], masks=3)
+    assert one.shape == (30, 16) and many.shape == (30, 3, 16) and np.array_equal(labels, again)
+    assert np.array_equal(many[:, 0], one) and not np.allclose(many[:, 1], one, atol=1e-3)
+    tokens, masks, _ = extractor.prepare(source.read(4), np.random.default_rng(0), masks=3)
+    expected = extractor.model.features(torch.from_numpy(tokens[None]), [1], torch.from_numpy(masks[2:]))[0]
+    found = extractor((tokens[None], masks[None]), [1])[0][0, 2]
+    np.testing.assert_allclose(found, expected[0].detach().numpy(), rtol=1e-5, atol=1e-6)
+    for model in ("pixels", "token"):
+        with pytest.raises(ValueError, match="masks are for an ImageGPT with objective='masked'"):
+            Extractor(folder / model, "cpu").of(source, [1], masks=3)
+
+
+def test_a_probe_of_masked_pictures(folder):
+    options = dict(layers=[1, 2], masks=5, solver="sgd", device="cpu")
+    found = probe.run(folder / "masked", folder / "train.npz", folder / "test.npz", **options)["layers"]
+    assert all(one["rate"] in probe.RATES and one["ensemble"] >= one["test"] > 0.6 for one in found.values())
+    fitted = probe.Descended(np.array([[-1.0], [1.0]]), np.array([4, 7]), 1.0)
+    votes = np.array([[[-1.0], [2.0], [3.0]], [[1.0], [-1.0], [-2.0]]])  # 4 7 7 and 7 4 4
+    assert probe._judged(fitted, votes, np.array([7, 4]), 0) == {"test": pytest.approx(4 / 6), "ensemble": 1.0}
+    with pytest.raises(ValueError, match="expected one of lbfgs, sgd"):
+        probe.run(folder / "masked", folder / "train.npz", folder / "test.npz", solver="adam")
+
+
+def test_accuracy_is_the_share_that_the_classifier_names_right(folder, tmp_path):
+    test = folder / "test.npz"
+    model, _ = saved.load(folder / "token")
+    source = saccade.recipes.data.Arrays(test)
+    samples = [source.read(i) for i in range(30)]
+    with torch.no_grad():
+        logits = model(torch.from_numpy(np.stack([stretched(one.picture, 8) for one in samples])))
+    right = (logits.argmax(1).numpy() == [one.label for one in samples]).mean()
+    found = accuracy.run(folder / "token", test, top=(1, 3, 5), device="cpu")
+    assert found == {"top": {1: pytest.approx(right), 3: 1.0}, "ensemble": None, "pictures": 30}
+    finetune.run(
+        folder / "masked", folder / "train.npz", tmp_path, training=dict(steps=40, batch=20), device="cpu",
+        optimization=dict(warm_up=2, peak=1e-2),
+    )  # fmt: skip
+    found = accuracy.run(tmp_path / "model.safetensors", test, masks=5, device="cpu")
+    assert found["ensemble"] >= found["top"][1] > 0.7
+    with pytest.raises(ValueError, match="has no classifier: saccade finetune gives it one"):
+        accuracy.run(folder / "pixels", test, device="cpu")
+    np.savez(tmp_path / "other.npz", **dict(np.load(test)) | {"classes": ["a", "b", "c"]})
+    with pytest.raises(ValueError, match=r"expected \['red', 'green', 'blue'\]"):
+        accuracy.run(folder / "token", tmp_path / "other.npz", device="cpu")
 
 
 def test_ranks_by_hand():
@@ -206,6 +280,7 @@ def test_the_commands(folder, tmp_path):
         ["fewshot", str(folder / "token"), *both, "--shots", "2"],
         ["zeroshot", str(folder / "clip"), both[1], "--prompts", "a {}"],
         ["probe", str(folder / "token"), *both, "--layer", "2"],
+        ["accuracy", str(folder / "token"), both[1], "--top", "2"],
         ["recall", str(folder / "clip"), str(folder / "pairs.npz"), "--top", "2"],
     ):
         done = invoke(*command, "--device", "cpu", "--json", str(tmp_path / "out.json"))

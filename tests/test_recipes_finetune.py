@@ -50,6 +50,27 @@ def test_all_but_the_head_is_kept():
     assert all(np.array_equal(x, before[name]) for name, x in after.items() if not name.startswith("head."))
 
 
+@pytest.mark.parametrize("name", ["pixels", "masked"])
+def test_a_model_up_to_a_layer_has_that_layers_features(folder, name):
+    whole, _ = saved.load(folder / name)
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 12, (3, 16)))
+    mask = (tokens % 3 == 0,) if name == "masked" else ()
+    for layer in range(3):
+        cut = finetune.up_to(whole, layer)
+        (found,), (expected,) = (one.features(tokens, [layer], *mask) for one in (cut, whole))
+        assert cut.config.depth == layer and torch.equal(found, expected)
+    with pytest.raises(ValueError, match="expected one of 0…2"):
+        finetune.up_to(whole, 3)
+
+
+def test_the_best_probed_layer_is_tuned(folder, tmp_path):
+    training = dict(steps=2, batch=20)
+    tuned = finetune.run(folder / "pixels", folder / "train.npz", tmp_path, layer=1, training=training, device="cpu")
+    assert tuned.config.depth == 1 and saved.load(tmp_path / "model.safetensors")[0].config == tuned.config
+    with pytest.raises(ValueError, match="is no ImageGPT"):
+        finetune.run(folder / "token", folder / "train.npz", tmp_path / "x", layer=1)
+
+
 def test_another_size_is_the_models_own_interpolation(folder, tmp_path):
     tuned = finetune.run(
         folder / "token", folder / "train.npz", tmp_path, image_size=16, training=dict(steps=1, batch=4), device="cpu",

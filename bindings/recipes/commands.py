@@ -209,6 +209,7 @@ def _finetune(app):
         model: Path = MODEL,
         source: str = typer.Argument(help=CLASSES + "trained on it."),
         image_size: int = typer.Option(None, help="Another side for a ViT: its positions are interpolated."),
+        layer: int = typer.Option(None, help="Of an ImageGPT: the head reads this layer's features, not the last's."),
         keep_head: bool = typer.Option(False, help="Go on with a ViT's own head, for the same classes."),
         dropout: float = typer.Option(0.0, help="Of a ViT."),
         least_area: float = LEAST_AREA, mirror: bool = MIRROR,
@@ -228,9 +229,9 @@ def _finetune(app):
             running = dict(
                 workers=workers, device=device, log_every=log_every, save_every=save_every, held_out=held_out
             )
-            cut = dict(image_size=image_size, keep_head=keep_head, dropout=dropout, least=least_area, mirror=mirror)
+            cut = dict(image_size=image_size, layer=layer, keep_head=keep_head, dropout=dropout)
             del settings["model"]
-            finetune.run(model, source, out, **cut, **settings, **running)
+            finetune.run(model, source, out, **cut, least=least_area, mirror=mirror, **settings, **running)
 
 
 def _generate(app):

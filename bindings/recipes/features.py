@@ -1,6 +1,7 @@
 """Features of trained models, layer by layer: what probes and few-shot classifiers are fitted to."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,14 @@ class Extractor:
         """The layer that is taken if none is asked for: the last; ImageGPT's middle, about where it is best."""
         return self.config.depth // 2 if self.is_imagegpt else self.config.depth
 
-    def prepare(self, sample, rng):
-        """The picture as the model evaluates it, the mask of a masked ImageGPT, and the label."""
+    def preparing(self, masks=1):
+        """``prepare`` with so many masks of each picture."""
+        if masks > 1 and not (self.is_imagegpt and not self.config.causal):
+            raise ValueError(f"{masks=}, expected 1: masks are for an ImageGPT with objective='masked'")
+        return partial(self.prepare, masks=masks)
+
+    def prepare(self, sample, rng, masks=1):
+        """The picture as the model evaluates it, the masks of a masked ImageGPT, (masks, n), and the label."""
         if sample.label is None:
             raise Broken(sample.name, "no label")
         label = np.int64(sample.label)
@@ -64,15 +71,26 @@ class Extractor:
             side = self.config.image_size
             return (stretched if self.tower is self.model else central)(sample.picture, side), label
         tokens = self.palette.encode(central(sample.picture, round(self.config.length**0.5))).ravel()
-        mask = () if self.config.causal else (rng.random(len(tokens)) < MASKED,)
+        mask = () if self.config.causal else (rng.random((masks, len(tokens))) < MASKED,)
         return tokens.astype(np.int64), *mask, label
 
     @torch.no_grad()
     def __call__(self, inputs, layers):
-        """Features of the layers for a batch without its labels, a list of float32 (b, e)."""
-        tensors = [torch.from_numpy(x).to(self.device) for x in inputs]
-        found = self._features(*tensors, layers=layers)
-        return [x.float().cpu().numpy() for x in found]
+        """Features of the layers for a batch without its labels, a list of float32 (b, e); (b, masks, e) of several
+        masks."""
+        runs = [self._features(*tensors, layers=layers) for tensors in self._masked(inputs)]
+        found = [torch.stack(of_layer, 1).float().cpu().numpy() for of_layer in zip(*runs, strict=True)]
+        return [x[:, 0] for x in found] if len(runs) == 1 else found
+
+    def logits(self, inputs):
+        """What the model's own classifier says of a batch without its labels, float32 (b, masks, classes)."""
+        compute = self.model.classify if self.is_imagegpt else self.model
+        return torch.stack([compute(*tensors) for tensors in self._masked(inputs)], 1).float().cpu().numpy()
+
+    def _masked(self, inputs):
+        """The tensors of a batch, once for each mask."""
+        first, *masks = [torch.from_numpy(x).to(self.device) for x in inputs]
+        return [(first, mask) for mask in masks[0].unbind(1)] if masks else [(first,)]
 
     def _features(self, inputs, mask=None, *, layers):
         if self.is_imagegpt:
@@ -97,13 +115,14 @@ class Extractor:
                 hook.remove()
         return [wanted[layer] for layer in layers]
 
-    def of(self, source, layers, *, workers=0, console=None, skipped=None):
-        """(features of the layers, a list of (n, e), and the labels (n,)) of all samples of a source."""
-        console = console or Console()
+    def of(self, source, layers, *, masks=1, workers=0, console=None, skipped=None):
+        """(features of the layers, a list of (n, e), or (n, masks, e) of several masks, and the labels (n,)) of all
+        samples of a source."""
+        console, prepare = console or Console(), self.preparing(masks)
         found, labels, skipped = [], [], skipped or reporting(console)
         with progress_bar(f"Features of {Path(str(source.path)).name}", console) as progress:
             jobs = progress(source.in_order())
-            for *inputs, label in once(source, jobs, self.prepare, BATCH, skipped=skipped, workers=workers):
+            for *inputs, label in once(source, jobs, prepare, BATCH, skipped=skipped, workers=workers):
                 found.append(self(inputs, layers))
                 labels.append(label)
         if not labels:
@@ -111,8 +130,9 @@ class Extractor:
         return [np.concatenate(x) for x in zip(*found, strict=True)], np.concatenate(labels)
 
 
-def labelled(paths, extractor, layers, *, workers=0, console=None):
-    """Features and labels of several sources that have the same classes, and the classes."""
+def labelled(paths, extractor, layers, *, masks=1, workers=0, console=None):
+    """Features and labels of several sources that have the same classes, and the classes; of the last source under so
+    many masks."""
     sources = [open_source(path) for path in paths]
     for path, source in zip(paths, sources, strict=True):
         if source.classes is None:
@@ -121,5 +141,9 @@ def labelled(paths, extractor, layers, *, workers=0, console=None):
             raise ValueError(
                 f"{path} has the classes {source.classes}, expected {sources[0].classes} as {paths[0]} has"
             )
-    found = [extractor.of(source, layers, workers=workers, console=console) for source in sources]
+    of_each = [1] * (len(sources) - 1) + [masks]
+    found = [
+        extractor.of(source, layers, masks=many, workers=workers, console=console)
+        for source, many in zip(sources, of_each, strict=True)
+    ]
     return found, sources[0].classes

@@ -58,8 +58,8 @@ class Joint(Pixels):
 
 
 def run(
-    model, source, out, *, image_size=None, keep_head=False, dropout=0.0, least=0.05, mirror=True, training=None,
-    optimization=None, **options,
+    model, source, out, *, image_size=None, layer=None, keep_head=False, dropout=0.0, least=0.05, mirror=True,
+    training=None, optimization=None, **options,
 ):  # fmt: skip
     """Fine-tune a ViT, the ViT of a CLIP, or an ImageGPT.
 
@@ -71,6 +71,8 @@ def run(
         source: of pictures with classes, as ``saccade.recipes.data.open_source`` takes it.
         out: folder of the run.
         image_size: the new side; the model's own if None. An ImageGPT has none but its own.
+        layer: of an ImageGPT, whose features the head reads, as ``probe`` counts them, the rest of the model left out;
+            the last if None.
         keep_head: go on with a ViT's own head, which must be for the same classes.
         dropout: of a ViT, while it trains.
         least, mirror: how a ViT's pictures are cut at random (``saccade.recipes.cuts.random_area``).
@@ -84,9 +86,12 @@ def run(
     if isinstance(base, ImageGPT):
         if image_size is not None:
             raise ValueError("an ImageGPT is fine-tuned at its own image size")
+        base = base if layer is None else up_to(base, layer)
         module = with_head(base, imagegpt, dict(classes=len(pictures.classes)), "classifier")
         objective, how = Joint(module, facts["palette"], pictures.classes), IMAGEGPT
     else:
+        if layer is not None:
+            raise ValueError(f"{layer=}, expected None: {model} is no ImageGPT")
         tower = base.image if isinstance(base, CLIP) else base
         if not isinstance(tower, ViT):
             raise ValueError(f"{model} has a {type(tower).__name__} for pictures, expected a ViT or an ImageGPT")
@@ -98,6 +103,20 @@ def run(
             module.resize(image_size)
         objective, how = Classes(module, pictures.classes, least=least, mirror=mirror), VIT
     return pretrain(objective, pictures, out, how.changed(training, optimization), **options)
+
+
+def up_to(module, layer):
+    """The ImageGPT whose last features are those of a layer of this one: what block l reads is normalised by its first
+    norm, which becomes the final one."""
+    depth = module.config.depth
+    if not 0 <= layer <= depth:
+        raise ValueError(f"{layer=}, expected one of 0…{depth}")
+    config, parameters = replace(module.config, depth=layer), module.numpy_parameters()
+    if layer < depth:
+        parameters |= {
+            name: parameters[f"blocks.{layer}.norm1.{name[5:]}"] for name in parameters if name[:5] == "norm."
+        }
+    return ImageGPT(config, parameters={name: parameters[name] for name in imagegpt.layout(config)})
 
 
 def with_head(module, family, changes, head, **options):

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from saccade.files import replacing
-from saccade.recipes.options import BATCH, CLASSES, DEVICE, JSON, MODEL, RATE, SEED, SOURCE, WARM_UP, WORKERS
+from saccade.recipes.options import BATCH, CLASSES, DEVICE, JSON, MASKS, MODEL, RATE, SEED, SOURCE, WARM_UP, WORKERS
 from saccade.recipes.progress import one_sentence
 
 
@@ -66,16 +66,32 @@ def add(app):
         train: str = typer.Argument(help=CLASSES + "fitted to it; a fifth is held out to choose by."),
         test: str = typer.Argument(help=CLASSES + "judged on it."),
         layer: list[int] = typer.Option(None, help="May be repeated; all if not given."),
+        solver: str = typer.Option("lbfgs", help="lbfgs, or sgd where there are many pictures."),
+        masks: int = MASKS,
         picture: Path = typer.Option(None, help="Plot of accuracy by layer, a .png."),
         seed: int = typer.Option(0, help=SEED),
         workers: int = WORKERS, device: str = DEVICE, json_file: Path = JSON,
     ):  # fmt: skip
-        """What does each layer know? A linear classifier by L-BFGS on every layer's features."""
+        """What does each layer know? A linear classifier on every layer's features."""
         with one_sentence("saccade probe"):
             from saccade.recipes import probe
 
-            options = dict(layers=layer or None, seed=seed, picture=picture, workers=workers, device=device)
-            _keep(json_file, probe.run(model, train, test, **options))
+            options = dict(layers=layer or None, solver=solver, masks=masks, seed=seed, picture=picture)
+            _keep(json_file, probe.run(model, train, test, **options, workers=workers, device=device))
+
+    @app.command(epilog="Example: saccade accuracy tuned/model.safetensors test --masks 5")
+    def accuracy(
+        model: Path = MODEL,
+        source: str = typer.Argument(help=CLASSES + "those that the model names."),
+        top: list[int] = typer.Option([1, 5], help="Among so many best; may be repeated."),
+        masks: int = MASKS,
+        workers: int = WORKERS, device: str = DEVICE, json_file: Path = JSON,
+    ):  # fmt: skip
+        """How many pictures does a model's own classifier name right?"""
+        with one_sentence("saccade accuracy"):
+            from saccade.recipes import accuracy as recipe
+
+            _keep(json_file, recipe.run(model, source, top=top, masks=masks, workers=workers, device=device))
 
     @app.command(epilog="Example: saccade evaluate run/model.safetensors --data digits=train:test --out evaluation")
     def evaluate(

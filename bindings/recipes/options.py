@@ -25,5 +25,6 @@ LOG_EVERY = typer.Option(10, help="Steps.")
 # and of those that judge a model
 MODEL = typer.Argument(help="What a pretrain command wrote: run/model.safetensors.")
 CLASSES = "With a folder of pictures for each class, or arrays with labels: "
+MASKS = typer.Option(1, min=1, help="Of each picture, for a masked ImageGPT: what most of them say counts.")
 JSON = typer.Option(None, "--json", help="Write the results to this file.")
 SAVE_EVERY = typer.Option(1000, help="Steps from checkpoint to checkpoint.")

@@ -1,20 +1,26 @@
 """``saccade probe``: what each layer of a frozen model knows, by a linear classifier.
 
-Chen et al. 2020, sections 2.4 and 4.1; the search for a penalty is that of Radford et al. 2021, appendix A.3.
+Chen et al. 2020, sections 2.4 and 4.1: by L-BFGS or by SGD, a masked model by the majority of several masks. The search
+for a penalty is that of Radford et al. 2021, appendix A.3.
 """
 
 import warnings
 from functools import partial
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
+import saccade
 from saccade.files import replacing
+from saccade.recipes.accuracy import majority
 from saccade.recipes.features import Extractor, labelled
 
 STEPS_PER_DECADE = 8
 COARSE = tuple(range(-6 * STEPS_PER_DECADE, 6 * STEPS_PER_DECADE + 1, 2 * STEPS_PER_DECADE))  # 1e-6, 1e-4 … 1e6
+RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # of learning, by SGD
+STEPS, BATCH = 2000, 128  # of SGD; 1,000,000 for ImageNet in the paper
 HELD_OUT = 0.2  # of the training pictures, to choose a penalty and a layer by
 
 
@@ -47,35 +53,90 @@ def best_penalty(accuracy_of):
     return 10 ** (best / STEPS_PER_DECADE), found[best]
 
 
-def run(model, train, test, *, layers=None, seed=0, picture=None, workers=0, device=None, console=None):
+class Descended:
+    """Multinomial logistic regression by SGD from 0: momentum 0.9, a cosine, no penalty."""
+
+    def __init__(self, features, labels, rate, steps=STEPS, batch=BATCH):
+        self.classes, targets = np.unique(labels, return_inverse=True)
+        x, y = torch.from_numpy(np.asarray(features, np.float32)), torch.from_numpy(targets)
+        self.linear = torch.nn.Linear(x.shape[1], len(self.classes))
+        for parameter in self.linear.parameters():
+            torch.nn.init.zeros_(parameter)
+        optimizer = torch.optim.SGD(self.linear.parameters(), lr=rate, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(steps):
+            rows = torch.randint(len(x), (min(batch, len(x)),), generator=generator)
+            loss = saccade.softmax_cross_entropy(self.linear(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    @torch.no_grad()
+    def predict(self, features):
+        """The likeliest class of each row."""
+        logits = self.linear(torch.from_numpy(np.asarray(features, np.float32)))
+        return self.classes[logits.argmax(1).numpy()]
+
+    def score(self, features, labels):
+        """The share of rows whose likeliest class is theirs."""
+        return float((self.predict(features) == labels).mean())
+
+
+def best_rate(accuracy_of):
+    """(rate, accuracy) of the best of ``RATES``; the smaller one wins among equals."""
+    found = {rate: accuracy_of(rate) for rate in RATES}
+    best = max(found, key=lambda rate: (found[rate], -rate))
+    return best, found[best]
+
+
+SOLVERS = {"lbfgs": ("penalty", logistic, best_penalty), "sgd": ("rate", Descended, best_rate)}
+
+
+def run(
+    model, train, test, *, layers=None, solver="lbfgs", masks=1, seed=0, picture=None, workers=0, device=None,
+    console=None,
+):  # fmt: skip
     """A linear classifier on each layer's features; the best layer by validation, and every layer on ``test``.
 
     Args:
         model: file that a recipe wrote.
         train, test: sources with the same classes; a fifth of ``train`` is held out to choose penalty and layer by.
         layers: which; all if None.
-        seed: of what is held out.
+        solver: "lbfgs" with a penalty chosen by what is held out, or "sgd" with a learning rate chosen so.
+        masks: of each picture of ``test``, for a masked ImageGPT; "test" is the mean over them.
+        seed: of what is held out, and of ties between masks.
         picture: a file for a plot of accuracy by layer, or None.
         workers, device, console: as for the other recipes.
 
     Returns:
-        {"best": layer, "layers": {layer: {"penalty", "validation", "test", "converged"}}}.
+        {"best": layer, "layers": {layer: {"penalty" or "rate", "validation", "test", "ensemble", "converged"}}}: by the
+        majority of masks if there are several, and whether L-BFGS converged.
     """
+    if solver not in SOLVERS:
+        raise ValueError(f"{solver=}, expected one of {', '.join(SOLVERS)}")
+    chosen, fit, search = SOLVERS[solver]
     console, extractor = console or Console(), Extractor(model, device)
     layers = extractor.layers if layers is None else list(layers)
     if wrong := [layer for layer in layers if layer not in extractor.layers]:
         raise ValueError(f"layers {wrong}, expected some of {extractor.layers[0]}…{extractor.layers[-1]}")
     ((features, labels), (held_out, truth)), _ = labelled(
-        (train, test), extractor, layers, workers=workers, console=console
+        (train, test), extractor, layers, masks=masks, workers=workers, console=console
     )
     fitted, chosen_by = split(labels, seed)
-    table, found = Table("layer", "penalty", "validation", "test"), {}
+    columns = "layer", chosen, "validation", "test", *(("majority of masks",) if masks > 1 else ())
+    table, found = Table(*columns), {}
     for layer, own, other in zip(layers, features, held_out, strict=True):
-        penalty, validation = best_penalty(partial(_validated, own, labels, fitted, chosen_by))
-        last = logistic(own, labels, penalty)
-        result = dict(penalty=float(penalty), validation=float(validation), test=float(last.score(other, truth)))
-        found[layer] = result | {"converged": bool(last.n_iter_.max() < last.max_iter)}
-        table.add_row(str(layer), f"{penalty:.3g}", f"{100 * validation:.1f} %", f"{100 * result['test']:.1f} %")
+        number, validation = search(partial(_validated, fit, own, labels, fitted, chosen_by))
+        last = fit(own, labels, number)
+        found[layer] = {chosen: float(number), "validation": float(validation)} | _judged(last, other, truth, seed)
+        if solver == "lbfgs":
+            found[layer]["converged"] = bool(last.n_iter_.max() < last.max_iter)
+        shares = [
+            f"{100 * found[layer][name]:.1f} %" for name in ("validation", "test", "ensemble")[: len(columns) - 2]
+        ]
+        table.add_row(str(layer), f"{number:.3g}", *shares)
     best = max(found, key=lambda layer: found[layer]["validation"])
     console.print(table)
     console.print(f"Best by validation: layer {best}, {100 * found[best]['test']:.1f} % on {len(truth)} test pictures")
@@ -84,8 +145,17 @@ def run(model, train, test, *, layers=None, seed=0, picture=None, workers=0, dev
     return {"best": best, "layers": found}
 
 
-def _validated(features, labels, fitted, chosen_by, penalty):
-    return logistic(features[fitted], labels[fitted], penalty).score(features[chosen_by], labels[chosen_by])
+def _validated(fit, features, labels, fitted, chosen_by, number):
+    return fit(features[fitted], labels[fitted], number).score(features[chosen_by], labels[chosen_by])
+
+
+def _judged(classifier, features, truth, seed):
+    """{"test": accuracy, "ensemble": that of the majority of masks} of features (n, e) or (n, masks, e)."""
+    if features.ndim == 2:
+        return {"test": float(classifier.score(features, truth))}
+    votes = np.stack([classifier.predict(one) for one in features.swapaxes(0, 1)], 1)
+    ensemble = majority(votes, np.random.default_rng(seed))
+    return {"test": float((votes == truth[:, None]).mean()), "ensemble": float((ensemble == truth).mean())}
 
 
 def split(labels, seed):
