@@ -210,6 +210,11 @@ def test_accuracy_is_the_share_that_the_classifier_names_right(folder, tmp_path)
     np.savez(tmp_path / "other.npz", **dict(np.load(test)) | {"classes": ["a", "b", "c"]})
     with pytest.raises(ValueError, match=r"expected \['red', 'green', 'blue'\]"):
         accuracy.run(folder / "token", tmp_path / "other.npz", device="cpu")
+    saved.save(model, tmp_path / "nameless")  # as another library's checkpoint, which names no classes
+    assert accuracy.run(tmp_path / "nameless", tmp_path / "other.npz", device="cpu")["pictures"] == 30
+    np.savez(tmp_path / "more.npz", **dict(np.load(test)) | {"classes": ["a", "b", "c", "d"]})
+    with pytest.raises(ValueError, match="expected 3 of them"):
+        accuracy.run(tmp_path / "nameless", tmp_path / "more.npz", device="cpu")
 
 
 def test_ranks_by_hand():

@@ -38,10 +38,12 @@ def run(model, source, *, top=(1, 5), masks=1, seed=0, workers=0, device=None, c
     """
     console, extractor = console or Console(), Extractor(model, device)
     pictures, names = open_source(source), extractor.facts.get("classes")
-    if not getattr(extractor.config, "classes", None):
+    count = getattr(extractor.config, "classes", None)
+    if not count:
         raise ValueError(f"{model} has no classifier: saccade finetune gives it one")
-    if pictures.classes is None or (names is not None and list(pictures.classes) != list(names)):
-        raise ValueError(f"{source} has the classes {pictures.classes}, expected {names} as {model} has")
+    own = pictures.classes or ()
+    if len(own) != count or (names is not None and list(own) != list(names)):
+        raise ValueError(f"{source} has the classes {list(own)}, expected {names or f'{count} of them'} as {model} has")
     logits, labels = _logits(extractor, pictures, masks, workers, console)
     n, masks, classes = logits.shape
     ranks = ranks_of(logits.reshape(n * masks, classes), np.repeat(labels, masks))
