@@ -21,7 +21,11 @@ from saccade.tokenizer import Tokenizer
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_models(tmp_path_factory.mktemp("evaluation"))
+    folder = write_models(tmp_path_factory.mktemp("evaluation"))
+    source = saccade.recipes.data.Arrays(folder / "test.npz")
+    captions = np.array([f"{COLORS[label]} {i}" for i, label in enumerate(source.labels)])
+    np.savez(folder / "pairs.npz", images=source.images, captions=captions)
+    return folder
 
 
 @pytest.mark.parametrize("shape", [(40, 6), (9, 30)])
@@ -266,8 +270,7 @@ def test_recalls_by_hand():
 def test_retrieval_is_by_the_products_of_embeddings(folder, monkeypatch):
     monkeypatch.setattr(recall, "BATCH", 4)
     source = saccade.recipes.data.Arrays(folder / "test.npz")
-    captions = np.array([f"{COLORS[label]} {i}" for i, label in enumerate(source.labels)])
-    np.savez(folder / "pairs.npz", images=source.images, captions=captions)
+    captions = np.load(folder / "pairs.npz")["captions"]
     found = recall.run(folder / "clip", folder / "pairs.npz", top=(1, 3), device="cpu")
     model, _ = saved.load(folder / "clip")
     parameters, config = model.numpy_parameters(), model.config
