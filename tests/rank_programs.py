@@ -56,7 +56,7 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         return out
 
 
-def losses(ranks, each):
+def losses(ranks, each, gather=""):
     """Loss and gradients of both losses, and the largest tensor that was made."""
     from saccade.torch import ring
 
@@ -67,7 +67,7 @@ def losses(ranks, each):
         inputs = [whole[0][mine], whole[1][mine], *whole[2 : 3 + (name == "siglip")]]
         inputs = [x.clone().requires_grad_() for x in inputs]
         with Largest() as largest:
-            loss = loss_of(*inputs)
+            loss = loss_of(*inputs, gather=bool(gather))
             (3 * loss).backward()
         gradients = [torch.cat(ranks.gathered(x.grad)) / ranks.count for x in inputs[:2]]
         gradients += [ranks.mean(x.grad) for x in inputs[2:]]
@@ -79,8 +79,11 @@ def pretraining(ranks, source, out, changes="{}", dies_at=None):
     """A run of ``saccade pretrain clip``; by SGD, which does not enlarge what rounding changes."""
     from test_recipes_clip import tiny_run
 
+    from saccade.recipes.objectives import Mixed
     from saccade.recipes.pretraining import Run
 
+    # as with shards, where the gradient of a table is rounded as all others are
+    Mixed._narrowed = lambda self, p: p.to(self.dtype) if p.ndim else p
     step_of = Run._step
 
     def step(run, batch):

@@ -154,7 +154,8 @@ def test_two_ranks_train_as_one(pairs, tmp_path, how):
 
 
 def test_ranks_with_shards_train_in_16_bits_as_those_without(pairs, tmp_path):
-    """Beside one process, each rank rounds its own part of a gradient to bfloat16."""
+    """Beside one process, each rank rounds its own part of a gradient to bfloat16; here that of the table of tokens,
+    too, which is not rounded without shards."""
     for shard in (False, True):
         changes = json.dumps({"precision": "bfloat16", "shard": shard})
         together("pretraining", 2, tmp_path, pairs, tmp_path / str(shard), changes)

@@ -69,7 +69,7 @@ class SigLipLoss(_Loss):
     Args:
         cache_labels: accepted and without effect.
         rank, world_size: of this process among those of ``torch.distributed``.
-        dist_impl: accepted and without effect: texts travel round the ring of ranks.
+        dist_impl: "gather" has each rank get all texts at once; with the others they travel round the ring of ranks.
     """
 
     def __init__(self, cache_labels=False, rank=0, world_size=1, dist_impl=None):
@@ -82,7 +82,8 @@ class SigLipLoss(_Loss):
         """The loss, or with ``output_dict`` {"contrastive_loss": loss}."""
         self._check(image_features, text_features)
         bias = 0.0 if logit_bias is None else _scalar(logit_bias)
-        loss = ring.siglip_loss(image_features, text_features, _scalar(logit_scale), bias)
+        gather = self.dist_impl == "gather"
+        loss = ring.siglip_loss(image_features, text_features, _scalar(logit_scale), bias, gather=gather)
         return {"contrastive_loss": loss} if output_dict else loss
 
 

@@ -160,6 +160,7 @@ def _pretrain():
         tokenizer: str = typer.Option(None, help="clip (OpenAI's), bytes, or a file of merges."),
         image_column: str = typer.Option(None, help="Of a table: where a row names its picture; image if not given."),
         caption_column: str = typer.Option(None, help="Of a table: where its caption stands; caption if not given."),
+        gather: bool = typer.Option(False, help="Under torchrun: all embeddings at once; fewer messages, more memory."),
         out: Path = OUT, changes: list[str] = SET, steps: int = STEPS, epochs: float = EPOCHS, batch: int = BATCH,
         parts: int = PARTS, shard: bool = SHARD, recompute: bool = RECOMPUTE, learning_rate: float = RATE,
         warm_up: int = WARM_UP, precision: str = PRECISION, seed: int = typer.Option(0, help=SEED),
@@ -179,7 +180,7 @@ def _pretrain():
             columns = {"image_column": image_column, "caption_column": caption_column}
             columns = {name: column for name, column in columns.items() if column is not None}
             own = dict(preset=preset, start=start, objective=objective, tokenizer=tokenizer, source_options=columns)
-            pretrain_clip.run(source, out, **own, **settings, **running)
+            pretrain_clip.run(source, out, gather=gather, **own, **settings, **running)
 
     return group
 

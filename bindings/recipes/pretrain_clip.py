@@ -54,7 +54,14 @@ PRESETS = {
 
 
 class Pairs(Captioned):
-    """Pictures and captions, each to be told from all others of the batch, whatever rank they are on."""
+    """Pictures and captions, each to be told from all others of the batch, whatever rank they are on.
+
+    Attributes:
+        gathers: whether each rank gets the embeddings of all at once, instead of one rank's after the other's: False
+            until set.
+    """
+
+    gathers = False
 
     def forward(self, images, tokens):
         return self.model(images, tokens)
@@ -67,7 +74,8 @@ class Pairs(Captioned):
 
     def loss(self, *outputs):
         """Of the embeddings of a whole batch, or of a rank's share of one."""
-        return (ring.clip_loss if self.model.config.logit_bias is None else ring.siglip_loss)(*outputs)
+        loss = ring.clip_loss if self.model.config.logit_bias is None else ring.siglip_loss
+        return loss(*outputs, gather=self.gathers)
 
     def backward(self, call, parts, scaled):
         """Gradients of the loss of the whole batch, also where it is computed in parts.
@@ -126,7 +134,7 @@ def begun(start, image_size):
 
 def run(
     source, out, *, preset="clip-vit-b32", start=None, objective=None, tokenizer=None, model=None, training=None,
-    optimization=None, source_options=None, **options,
+    optimization=None, source_options=None, gather=False, **options,
 ):  # fmt: skip
     """Pre-train a CLIP or, with a preset that begins with "siglip", a SigLIP.
 
@@ -144,6 +152,7 @@ def run(
             "image.image_size" alone.
         training, optimization: changes to the preset's ``Training`` and ``Optimization``.
         source_options: as ``caption_column`` of a ``Table``.
+        gather: whether each rank gets the embeddings of all at once (``Pairs.gathers``).
         options: of ``saccade.recipes.pretraining.pretrain``.
     """
     config, how = preset_of(PRESETS, preset)
@@ -168,4 +177,8 @@ def run(
     towers = {name: replace(getattr(config, name), **under(changes, name)) for name in ("image", "text")}
     config = replace(config, **towers, **{name: x for name, x in changes.items() if "." not in name})
     made = OBJECTIVES[objective](CLIP(config, parameters=parameters, seed=how.seed), tokenizer)
+    if gather:
+        if objective != "contrastive":
+            raise ValueError(f"{gather=} with {objective=}, expected contrastive")
+        made.gathers = True
     return pretrain(made, open_source(source, **(source_options or {})), out, how, **options)

@@ -2,7 +2,8 @@
 
 Every rank has its own n of the N pairs. Blocks of text embeddings travel round the ring of ranks with what was added up
 for them so far, once for the loss and once for the gradients, and come home complete. A rank holds two such blocks and
-logits of ``ROWS`` of its rows against one of them: memory grows with n, never with N.
+logits of ``ROWS`` of its rows against one of them: memory grows with n, never with N. With ``gather`` all blocks come
+at once and what was added goes home at once: fewer messages, and each rank holds N text embeddings and their gradients.
 
 The gradients that a rank gets are multiplied by the number of ranks, so that their mean over ranks, which is what
 ``DistributedDataParallel`` takes, is the gradient of the whole batch.
@@ -20,31 +21,44 @@ from saccade.torch.losses import factor
 ROWS = 1024  # of logits at a time
 
 
-def clip_loss(image_embeddings, text_embeddings, logit_scale, *, group=None):
+def clip_loss(image_embeddings, text_embeddings, logit_scale, *, group=None, gather=False):
     """``saccade.clip_loss`` of the pairs of all ranks of ``group``; every rank has the same number of them."""
     if _alone(group):
         return saccade.clip_loss(image_embeddings, text_embeddings, logit_scale)
-    return _ClipLoss.apply(image_embeddings, text_embeddings, factor(logit_scale, image_embeddings), group)
+    scale = factor(logit_scale, image_embeddings)
+    return _ClipLoss.apply(image_embeddings, text_embeddings, scale, (_Gathered if gather else _Ring)(group))
 
 
-def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias, *, group=None):
+def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias, *, group=None, gather=False):
     """``saccade.siglip_loss`` of the pairs of all ranks of ``group``; every rank has the same number of them."""
     if _alone(group):
         return saccade.siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias)
     factors = (factor(x, image_embeddings) for x in (logit_scale, logit_bias))
-    return _SiglipLoss.apply(image_embeddings, text_embeddings, *factors, group)
+    return _SiglipLoss.apply(image_embeddings, text_embeddings, *factors, (_Gathered if gather else _Ring)(group))
 
 
 def _alone(group):
     return not distributed.is_initialized() or distributed.get_world_size(group) == 1
 
 
-class _Ring:
-    """The ranks of a group in a circle."""
+class _Ranks:
+    """The ranks of a group."""
 
     def __init__(self, group):
         self.group = group
         self.rank, self.count = distributed.get_rank(group), distributed.get_world_size(group)
+
+    def total(self, x):
+        """The sum over ranks."""
+        distributed.all_reduce(x, group=self.group)
+        return x
+
+
+class _Ring(_Ranks):
+    """The ranks of a group in a circle."""
+
+    def __init__(self, group):
+        super().__init__(group)
         self.next, self.previous = (self._member((self.rank + step) % self.count) for step in (1, -1))
 
     def _member(self, rank):
@@ -66,13 +80,14 @@ class _Ring:
 
         return received
 
-    def round(self, fixed, added, visit):
+    def round(self, fixed, added, visit, together=torch.sum):
         """Let a block go once round: ``visit(home, fixed, added)`` on each rank; what was added comes home.
 
         Args:
             fixed: tensors of this rank's block, which travel while the last one is worked on.
-            added: tensors that visits change in place.
+            added: tensors that visits change in place; they begin as what adds nothing.
             visit: gets the rank that the block is of, and its tensors.
+            together: ``together(x, 0)`` of what ranks added to a block apart, which here none does.
         """
         for step in range(self.count):
             received = self.sent(fixed if step < self.count - 1 else [])
@@ -81,10 +96,27 @@ class _Ring:
             fixed = received()
         return added
 
-    def total(self, x):
-        """The sum over ranks."""
-        distributed.all_reduce(x, group=self.group)
-        return x
+
+class _Gathered(_Ranks):
+    """The ranks of a group that have all blocks at once."""
+
+    def round(self, fixed, added, visit, together=torch.sum):
+        """As ``_Ring.round``, but ranks visit every block at a time."""
+        blocks = [self._of_all(x) for x in fixed]
+        parts = [x.repeat(self.count, *[1] * x.ndim) for x in added]
+        for home in range(self.count):
+            visit(home, [x[home] for x in blocks], [x[home] for x in parts])
+        return [together(self._sent_home(x), 0) for x in parts]
+
+    def _of_all(self, x):
+        found = x.new_empty(self.count, *x.shape)
+        distributed.all_gather(list(found), x.contiguous(), group=self.group)
+        return found
+
+    def _sent_home(self, x):
+        found = torch.empty_like(x)
+        distributed.all_to_all_single(found, x, group=self.group)
+        return found
 
 
 def _products(images, texts, own):
@@ -98,8 +130,7 @@ def _products(images, texts, own):
 
 class _ClipLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, images, texts, logit_scale, group):
-        ring = _Ring(group)
+    def forward(ctx, images, texts, logit_scale, ring):
         wide_images, wide_texts, scale = _wide(images, texts, logit_scale)
         nothing = wide_images.new_full((len(images),), -torch.inf)
         of_rows, own = nothing.clone(), nothing.clone()
@@ -113,7 +144,7 @@ class _ClipLoss(torch.autograd.Function):
                 if pairs is not None:
                     own[rows] = logits[pairs]
 
-        (of_columns,) = ring.round([wide_texts], [nothing], visit)
+        (of_columns,) = ring.round([wide_texts], [nothing], visit, torch.logsumexp)
         loss = ring.total((of_rows + of_columns - 2 * own).sum()) / (2 * ring.count * len(images))
         ctx.save_for_backward(images, texts, logit_scale, of_rows, of_columns)
         ctx.ring = ring
@@ -137,8 +168,7 @@ class _ClipLoss(torch.autograd.Function):
 
 class _SiglipLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, images, texts, logit_scale, logit_bias, group):
-        ring = _Ring(group)
+    def forward(ctx, images, texts, logit_scale, logit_bias, ring):
         wide_images, wide_texts, scale = _wide(images, texts, logit_scale)
         bias, total = logit_bias.to(scale), wide_images.new_zeros(())
 
