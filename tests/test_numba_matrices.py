@@ -10,8 +10,8 @@ from saccade.kernels.numba import layers, matrices
 from saccade.kernels.numba.matrices import own_matmul
 from saccade.testing import gate
 
-SIZES = st.sampled_from([1, 2, 3, 15, 16, 17, 63, 64, 65, 95, 96, 97, 130, 200])
-DEPTHS = st.sampled_from([1, 2, 16, 33, 767, 768, 769, 1540])
+SIZES = st.sampled_from([1, 2, 3, 15, 16, 17, 47, 48, 49, 63, 64, 65, 97, 130, 200, 770])
+DEPTHS = st.sampled_from([1, 2, 16, 33, 767, 768, 769, 1535, 1540, 1541])
 
 
 @pytest.fixture(params=[False, True], ids=["BLAS", "own"])
@@ -29,12 +29,14 @@ def laid_out(x, layout):
     return x
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float64])
 @given(SIZES, DEPTHS, SIZES, *[st.sampled_from(["dense", "transposed", "strided"])] * 2, st.booleans())
-def test_integers_are_multiplied_exactly(n, e, k, layout_a, layout_b, biased):
+def test_integers_are_multiplied_exactly(dtype, n, e, k, layout_a, layout_b, biased):
     """Sums of small integers are exact in float32, in any order: no tolerance is needed."""
     rng = np.random.default_rng(n * e + k)
-    a, b, bias = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((n, e), (e, k), k))
-    found = own_matmul(laid_out(a, layout_a), laid_out(b, layout_b), np.float32, bias if biased else None)
+    a, b, bias = (rng.integers(-8, 9, shape).astype(dtype) for shape in ((n, e), (e, k), k))
+    wide = np.float64 if dtype == np.float64 else np.float32
+    found = own_matmul(laid_out(a, layout_a), laid_out(b, layout_b), wide, bias if biased else None)
     assert np.array_equal(found, a.astype(int) @ b.astype(int) + biased * bias.astype(int))
 
 

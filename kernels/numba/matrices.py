@@ -15,17 +15,17 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from saccade.kernels.numba.compilation import jit
-from saccade.kernels.numba.memory import FLOAT32, FLOAT64, core_dtype, describe, load_block, store_row
-from saccade.kernels.numba.products import multiply
+from saccade.kernels.numba.halves import in_pairs, interleave, load_pairs, multiply_units, units
+from saccade.kernels.numba.memory import BFLOAT16, FLOAT32, FLOAT64, core_dtype, describe, load_block, store_row
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
-from saccade.kernels.numba.vectors import transpose, widest_vectors
+from saccade.kernels.numba.vectors import lanes, transpose, transpose_square, widest_vectors
 
 OWN = llvm.get_host_cpu_name() in ("znver5",)
 
-ROWS, COLUMNS = 64, 96  # of a tile: multiples of the register tile's
+ROWS, COLUMNS = 64, 48  # of a tile: multiples of the register tile's
 DEPTH = 768  # how deep it is multiplied at a time
-GROUP = 8  # tiles side by side in an item
+GROUP = 16  # tiles side by side in an item
 
 silent = np.errstate(all="ignore")  # as the kernels are: overflow and invalid numbers are results, not news
 
@@ -59,16 +59,16 @@ def own_matmul(a, b, dtype, bias=None):
     # What is packed is read and written once more, and so is the result where it comes out on its side.
     turned = n * (e + k) < e * k
     banded, packed_of = (b.T, a.T) if turned else (a, b)
-    height, width = banded.shape[0], packed_of.shape[1]
+    height, width, pairs = banded.shape[0], packed_of.shape[1], in_pairs(a, b)
     blocks = -(-width // COLUMNS)
-    packed = np.empty((blocks, -(-e // _LANES) * _LANES, COLUMNS), core)
+    packed = np.empty((blocks, -(-units(pairs, e) // _LANES) * _LANES, COLUMNS), core)
     across = _rows_are_dense(packed_of.T)
     source = describe(packed_of.T if across else packed_of)
-    parallel_for(_pack, blocks, 1, (e, width), source, across, packed)
+    parallel_for(_pack, blocks, 1, (e, width), source, across, pairs, packed)
     along = _rows_are_dense(banded)
     rows = describe(banded if along else banded.T)
     items = -(-height // ROWS) * -(-blocks // GROUP)
-    parallel_for(_multiply, items, 1, (height, width, e), rows, along, packed, turned, added, describe(out))
+    parallel_for(_multiply, items, 1, (height, width, e), rows, along, pairs, packed, turned, added, describe(out))
     return out
 
 
@@ -80,7 +80,7 @@ def _rows_are_dense(x):
 
 
 @jit
-def _pack(work, sizes, source, across, packed):
+def _pack(work, sizes, source, across, pairs, packed):
     """packed[block] = COLUMNS columns of a matrix (depth, width); ``across``, of its transpose, rows of the source."""
     depth, width = sizes
     rows = np.zeros((COLUMNS, packed.shape[1]), packed.dtype)
@@ -90,15 +90,31 @@ def _pack(work, sizes, source, across, packed):
         if across:
             if columns < COLUMNS:
                 rows[:] = 0
-            load_block(rows, source, source[2], source[3], source[0] + first * source[2], columns, depth)
+            _load_rows(pairs, rows, source, source[0] + first * source[2], columns, depth)
             transpose(rows, packed[block], COLUMNS, packed.shape[1])
         else:
             packed[block, :, columns:] = 0
-            load_block(packed[block], source, source[2], source[3], source[0] + first * source[3], depth, columns)
+            _load_columns(pairs, packed[block], source, source[0] + first * source[3], depth, columns)
 
 
 @jit
-def _multiply(work, sizes, a, along, packed, turned, bias, out):
+def _load_rows(pairs, block, source, address, rows, depth):
+    if pairs:
+        load_pairs(block, source[2], source[3], address, rows, depth, False)
+    else:
+        load_block(block, source, source[2], source[3], address, rows, depth)
+
+
+@jit
+def _load_columns(pairs, block, source, address, depth, columns):
+    if pairs:
+        interleave(block, source[2], source[3], address, depth, columns)
+    else:
+        load_block(block, source, source[2], source[3], address, depth, columns)
+
+
+@jit
+def _multiply(work, sizes, a, along, pairs, packed, turned, bias, out):
     """out = A B + bias with B packed, or ``turned`` its transpose: ROWS rows by GROUP blocks of columns an item.
 
     ``along``: A's rows are dense; otherwise ``a`` describes its transpose.
@@ -107,47 +123,75 @@ def _multiply(work, sizes, a, along, packed, turned, bias, out):
     bands, blocks = (height + ROWS - 1) // ROWS, packed.shape[0]
     dtype = packed.dtype
     zero, size = dtype.type(0), packed.itemsize
-    lies = along and a[1] == (FLOAT64 if size == 8 else FLOAT32)  # rows are multiplied where they lie
+    together = 2 if pairs else 1  # numbers along the sum that are one operand
+    core = BFLOAT16 if pairs else FLOAT64 if size == 8 else FLOAT32
+    lies = along and a[1] == core and depth % together == 0  # rows are multiplied where they lie
     rows_of_a, columns_of_a = np.zeros((ROWS, DEPTH), dtype), np.zeros((DEPTH, ROWS), dtype)
-    totals, side = np.zeros((GROUP, ROWS, COLUMNS), dtype), np.zeros((COLUMNS, ROWS), dtype)
+    totals, side = np.zeros((ROWS, GROUP * COLUMNS), dtype), np.zeros((_LANES, ROWS), dtype)
+    total_row = GROUP * COLUMNS * size
     for item in shared(offer(work)):
         first, first_block = item % bands * ROWS, item // bands * GROUP
         rows, last_block = min(ROWS, height - first), min(first_block + GROUP, blocks)
-        for start in range(0, depth, DEPTH):
-            deep = min(DEPTH, depth - start)
+        for start in range(0, depth, DEPTH * together):
+            numbers = min(DEPTH * together, depth - start)
+            deep = units(pairs, numbers)
             if along:
                 place, row, step = a[0] + first * a[2] + start * a[3], a[2], size
                 if not lies:
-                    load_block(rows_of_a, a, a[2], a[3], place, rows, deep)
+                    if numbers % together:
+                        rows_of_a[:, deep - 1] = 0
+                    _load_rows(pairs, rows_of_a, a, place, rows, numbers)
                     place, row = rows_of_a.ctypes.data, DEPTH * size
             else:
-                load_block(columns_of_a, a, a[2], a[3], a[0] + start * a[2] + first * a[3], deep, rows)
+                _load_columns(pairs, columns_of_a, a, a[0] + start * a[2] + first * a[3], numbers, rows)
                 place, row, step = columns_of_a.ctypes.data, size, ROWS * size
             for block in range(first_block, last_block):
                 columns = min(COLUMNS, width - block * COLUMNS)
-                b = packed.ctypes.data + (block * packed.shape[1] + start) * COLUMNS * size
-                total = totals.ctypes.data + (block - first_block) * ROWS * COLUMNS * size
-                multiply(
-                    zero, place, row, step, b, COLUMNS * size, total, COLUMNS * size, rows, columns, deep, start > 0
+                b = packed.ctypes.data + (block * packed.shape[1] + start // together) * COLUMNS * size
+                total = totals.ctypes.data + (block - first_block) * COLUMNS * size
+                multiply_units(
+                    pairs, zero, place, row, step, b, COLUMNS * size, total, total_row, rows, columns, deep, start > 0,
                 )  # fmt: skip
-        for block in range(first_block, last_block):
-            total, first_column = totals[block - first_block], block * COLUMNS
-            columns = min(COLUMNS, width - first_column)
-            if turned:
-                transpose(total, side, ROWS, COLUMNS)
-                for j in range(columns):
-                    _add(side[j, :rows], bias, first)
-                    _store(out, first_column + j, first, side[j, :rows])
-            else:
-                for i in range(rows):
-                    _add(total[i, :columns], bias, first_column)
-                    _store(out, first + i, first_column, total[i, :columns])
+        first_column = first_block * COLUMNS
+        columns = min(last_block * COLUMNS, width) - first_column
+        if turned:
+            for i in range(rows):
+                _add(totals[i, :columns], bias, first + i, 0)
+            _store_turned(totals, side, out, first, first_column, rows, columns)
+        else:
+            for i in range(rows):
+                _add(totals[i, :columns], bias, first_column, 1)
+                _store(out, first + i, first_column, totals[i, :columns])
 
 
 @jit
-def _add(row, bias, first):
+def _store_turned(totals, side, out, first, first_column, rows, columns):
+    """out[first_column + j, first + i] = totals[i, j], squares of vectors where they come to lie if those are whole."""
+    zero, size = totals.dtype.type(0), totals.itemsize
+    square, row = lanes(zero), totals.shape[1] * size
+    straight = out[3] == size and out[1] == (FLOAT64 if size == 8 else FLOAT32) and rows % square == 0
+    for j in range(0, columns, square):
+        target, target_row = out[0] + (first_column + j) * out[2] + first * size, out[2]
+        whole = straight and j + square <= columns
+        if not whole:
+            target, target_row = side.ctypes.data, ROWS * size
+        for i in range(0, rows, square):
+            transpose_square(zero, totals.ctypes.data + i * row + j * size, row, target + i * size, target_row)
+        if not whole:
+            for k in range(min(square, columns - j)):
+                _store(out, first_column + j + k, first, side[k, :rows])
+
+
+@jit
+def _add(row, bias, first, step):
     widest_vectors()
-    if bias.shape[0] > 0:
+    if bias.shape[0] == 0:
+        return
+    if step == 0:
+        number = bias[first]
+        for j in range(row.shape[0]):
+            row[j] += number
+    else:
         for j in range(row.shape[0]):
             row[j] += bias[first + j]
 

@@ -173,7 +173,7 @@ def lanes(typingctx, like):
 
 
 @intrinsic
-def _transpose_square(typingctx, zero, source, source_row, target, target_row):
+def transpose_square(typingctx, zero, source, source_row, target, target_row):
     """target[j, i] = source[i, j] for i, j below ``lanes``; addresses, strides in bytes."""
 
     def codegen(context, builder, signature, arguments):
@@ -206,7 +206,7 @@ def transpose(source, target, rows, columns):
     step = lanes(zero)
     for i in range(0, rows, step):
         for j in range(0, columns, step):
-            _transpose_square(
+            transpose_square(
                 zero, source.ctypes.data + size * (i * source.shape[1] + j), size * source.shape[1],
                 target.ctypes.data + size * (j * target.shape[1] + i), size * target.shape[1],
             )  # fmt: skip
