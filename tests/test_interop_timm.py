@@ -70,10 +70,10 @@ def test_a_patched_model_has_the_numbers_it_had(name):
 
 
 def test_uint8_pictures_are_normalised_as_timm_normalises_them():
-    model = model_of("vit_base_patch16_clip_224").float()
+    model = model_of("vit_base_patch16_clip_224")
     images = torch.randint(0, 256, (2, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    mean, std = (torch.tensor(model.pretrained_cfg[name]) for name in ("mean", "std"))
-    expected = model(((images / 255 - mean) / std).permute(0, 3, 1, 2))
+    mean, std = (torch.tensor(model.pretrained_cfg[name], dtype=torch.float64) for name in ("mean", "std"))
+    expected = model(((images.double() / 255 - mean) / std).permute(0, 3, 1, 2))
     with drop_in.patched(model):
         found = model(images)
         with pytest.raises(ValueError, match=r"expected images of self.img_size=\(32, 32\)"):
@@ -81,7 +81,7 @@ def test_uint8_pictures_are_normalised_as_timm_normalises_them():
         with pytest.raises(ValueError, match=r"expected \(b, h, w, 3\)"):
             model(images.permute(0, 3, 1, 2))
     assert interop.report()["timm patches of uint8 images"] == {"taken over": 1}
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_masks_query_norms_and_causality_are_timms_own():

@@ -11,9 +11,11 @@ import torch
 from test_cli import invoke
 from torch.distributed import checkpoint
 
+import saccade
 from saccade.palette import Palette
 from saccade.recipes import pretrain_imagegpt, saved
 from saccade.recipes.data import Arrays
+from saccade.recipes.objectives import Mixed
 from saccade.recipes.optimization import Optimization
 from saccade.recipes.pretraining import Stopped, Training, pretrain
 from saccade.torch import ImageGPT
@@ -91,6 +93,25 @@ def test_an_interrupted_run_goes_on_bit_for_bit(pixels, tmp_path, how):
     assert same(*averages) and not same(averages[0], whole)
     steps = [record["step"] for record in records(tmp_path / "cut") if "loss" in record]
     assert steps == sorted(set(steps)) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_table_in_16_bits_gets_its_gradient_unrounded(dtype):
+    """2,049 equal rows add up to what 16 bits do not hold; what a table's rows are is rounded as all else is."""
+    table = torch.nn.Parameter(torch.tensor([[1.0, 2.0], [1 + 2**-12, 3.0]]))
+
+    class LooksUp(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = table
+
+        def forward(self, tokens):
+            return saccade.embedding(tokens, self.table)
+
+    rows = Mixed(LooksUp(), dtype)(torch.tensor([0] + [1] * 2049))
+    assert rows.dtype == dtype and torch.equal(rows[1], table[1].to(dtype))
+    rows.backward(torch.full_like(rows, 1.0))
+    assert table.grad is not None and table.grad.tolist() == [[1.0, 1.0], [2049.0, 2049.0]]
 
 
 def test_training_learns(pixels, tmp_path):

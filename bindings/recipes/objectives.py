@@ -57,7 +57,8 @@ class Mixed(nn.Module):
     """A module computed in 16 bits from parameters kept in float32, whose gradients are float32.
 
     Micikevicius et al., "Mixed Precision Training", 2018, section 3.1. Single numbers, such as CLIP's temperature,
-    stay in float32.
+    stay in float32. A parameter in 16 bits knows its ``master``, to which ``saccade.embedding`` adds gradients itself:
+    rounding the gradient of a whole table, and widening it again, would take longer than the look-up.
     """
 
     def __init__(self, module, dtype):
@@ -65,8 +66,15 @@ class Mixed(nn.Module):
         self.module, self.dtype = module, dtype
 
     def forward(self, *inputs):
-        narrow = {name: p.to(self.dtype) if p.ndim else p for name, p in self.module.named_parameters()}
+        narrow = {name: self._narrowed(p) for name, p in self.module.named_parameters()}
         return torch.func.functional_call(self.module, narrow, inputs)
+
+    def _narrowed(self, p):
+        if not p.ndim:
+            return p
+        narrow = p.to(self.dtype)
+        narrow.master = p
+        return narrow
 
 
 def synchronized(call, last):

@@ -20,7 +20,7 @@ def to_numpy(x):
     """A CPU tensor as a NumPy array on the same memory; anything but a tensor as it is."""
     if not isinstance(x, torch.Tensor):
         return x
-    x = x.detach()
+    x = x.detach() if x.requires_grad else x
     if x.dtype == torch.bfloat16:  # torch hands no bfloat16 to NumPy: pass the bits
         return _shared(x.view(torch.int16)).view(ml_dtypes.bfloat16)
     return _shared(x)
@@ -65,7 +65,8 @@ def call(function, backend, device, *arguments, **options) -> Any:
             return found or _nested(
                 cupy.from_cupy, compute(*_nested(cupy.to_cupy, arguments), **_nested(cupy.to_cupy, options))
             )
-    arguments, options = _nested(to_numpy, arguments), _nested(to_numpy, options)
+    arguments = [_nested(to_numpy, x) for x in arguments]
+    options = {name: to_numpy(x) for name, x in options.items()}
     check_values(function, arguments, options)
     return _nested(from_numpy, compute(*arguments, **options))
 
