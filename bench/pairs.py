@@ -50,38 +50,23 @@ def _terms(operation, products, factors):
     return np.log1p(odds), weights, weights * products
 
 
-def _blocks(images, texts):
-    for start in range(0, len(images), BLOCK):
-        yield slice(start, start + BLOCK), images[start : start + BLOCK] @ texts.T
-
-
-def true_sums(operation, arguments):
-    """``Sums`` in float64."""
-    images, texts, *factors = arguments
-    images, texts = (x.astype(np.float64 if len(images) <= WIDE else np.float32) for x in (images, texts))
-    count = 2 if operation == "clip_loss" else 3
-    rows, columns = np.zeros((count, len(images))), np.zeros((count, len(images)))
-    for some, products in _blocks(images, texts):
-        for i, term in enumerate(_terms(operation, products, factors)):
-            rows[i, some] = term.sum(1, dtype=np.float64)
-            if operation == "clip_loss":
-                columns[i] += term.sum(0, dtype=np.float64)
-    own = np.einsum("ie,ie->i", images, texts, dtype=np.float64)
-    return Sums(rows, columns, own, np.zeros(len(images)))
-
-
-def ordinary_sums(operation, arguments, true):
-    """``Sums`` in the compute dtype of the inputs, for every order; the roundings at the weights of ``true``."""
+def sums(operation, arguments):
+    """The true ``Sums``, and those in the compute dtype of the inputs for every order."""
     way = Way("online", arguments[0].dtype)
-    images, texts, *factors = (np.asarray(x).astype(way.core) for x in arguments)
-    shape = true.rows.shape
+    images, texts = (x.astype(way.core) for x in arguments[:2])
+    factors = arguments[2:]
+    exact = [x.astype(np.float64) if len(x) <= WIDE else x for x in (images, texts)]
+    shape = 2 if operation == "clip_loss" else 3, len(images)
+    true = np.zeros(shape), np.zeros(shape)
     found = {order: (np.zeros(shape, way.core), np.zeros(shape, way.core)) for order in ORDERS}
-    strayed = np.zeros(len(images))
-    for some, products in _blocks(images, texts):
-        terms = _terms(operation, products, factors)
-        if way.core != way.dtype:
-            slopes = _slopes(operation, terms, some, true).astype(way.core)
-            strayed[some] = np.einsum("ij,ij->i", way.round(slopes) - slopes, products, dtype=np.float64)
+    for start in range(0, len(images), BLOCK):
+        some = slice(start, start + BLOCK)
+        terms = _terms(operation, images[some] @ texts.T, factors)
+        wide = terms if exact[0].dtype == way.core else _terms(operation, exact[0][some] @ exact[1].T, factors)
+        for i, term in enumerate(wide):
+            true[0][i, some] = term.sum(1, dtype=np.float64)
+            if operation == "clip_loss":
+                true[1][i] += term.sum(0, dtype=np.float64)
         for i, term in enumerate(terms):
             for order, (rows, columns) in found.items():
                 rows[i, some] = Way(order, way.dtype).sum(term, 1)[:, 0]
@@ -90,8 +75,21 @@ def ordinary_sums(operation, arguments, true):
             if operation == "clip_loss":  # last, as it writes over the term: row after row on what is there
                 term[0] += found["in order"][1][i]
                 found["in order"][1][i] = term.sum(0)
+    own = np.einsum("ie,ie->i", *exact, dtype=np.float64)
+    true = Sums(*true, own, np.zeros(len(images)))
+    strayed = true.strayed if way.core == way.dtype else _strayed(operation, way, images, texts, factors, true)
     own = np.einsum("ie,ie->i", images, texts)
-    return {order: Sums(*both, own, strayed) for order, both in found.items()}
+    return true, {order: Sums(*both, own, strayed) for order, both in found.items()}
+
+
+def _strayed(operation, way, images, texts, factors, true):
+    strayed = np.zeros(len(images))
+    for start in range(0, len(images), BLOCK):
+        some = slice(start, start + BLOCK)
+        products = images[some] @ texts.T
+        slopes = _slopes(operation, _terms(operation, products, factors), some, true).astype(way.core)
+        strayed[some] = np.einsum("ij,ij->i", way.round(slopes) - slopes, products, dtype=np.float64)
+    return strayed
 
 
 def _slopes(operation, terms, some, true):
@@ -162,8 +160,7 @@ class Standard(gate.Standard):
     def _computed(self, arguments, at):
         """The loss and every gradient, the true one and those of ordinary ways along the first axis."""
         dtype, noise = arguments[0].dtype, np.random.default_rng(0)
-        true = true_sums(self.operation, arguments)
-        ordinary = ordinary_sums(self.operation, arguments, true)
+        true, ordinary = sums(self.operation, arguments)
         wide = tuple(x.astype(np.float64) for x in arguments)
         found = [self._results(Way("online", np.dtype(np.float64)), wide, true, at)]
         ways = [Way(order, dtype) for order in ORDERS] + [Way("online", dtype, noise) for _ in range(4)]
