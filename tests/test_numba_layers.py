@@ -52,11 +52,11 @@ def test_layouts_of_vectors_do_not_build_a_kernel_again():
     read_only = scale[0].copy()
     read_only.flags.writeable = False
     layers.layer_norm(x, scale[0].copy())
-    built = len(layers._norm_rows.signatures)
+    built = len(layers.norm_rows.signatures)
     layers.layer_norm(x, read_only)
     layers.layer_norm(x, np.ascontiguousarray(scale.T).T[0])
     layers.layer_norm(x.astype(ml_dtypes.bfloat16), scale[0].astype(ml_dtypes.bfloat16))
-    assert len(layers._norm_rows.signatures) == built
+    assert len(layers.norm_rows.signatures) == built
 
 
 def test_blocks_of_a_convolution_add_up(monkeypatch):
