@@ -117,7 +117,7 @@ def present(results, *, out=None, json_file=None, base=None):
     if before["machine"].get("gpu", {}).get("name") != results["machine"].get("gpu", {}).get("name"):
         raise ValueError(f"bench: base={base} is of another device, expected a run on the same one")
     agreeing, of = report.agreement(results, before)
-    console.print(f"{agreeing} of {of} ratios agree with those of {base}: their 95 % intervals meet.")
+    console.print(f"{agreeing} of {of} ratios agree with those of {base}: no further apart than the noise floor.")
     slower = report.regressions(results, before)
     for line in slower:
         console.print(f"[red]{line}[/red]")

@@ -273,7 +273,8 @@ def _pairs(results, before):
 
 
 def agreement(results, before):
-    """(how many, of how many) ratios to the base, cold and warm, have intervals that meet in two runs on a machine."""
+    """(how many, of how many) ratios to the base, cold and warm, are the same in two runs on a machine: their intervals
+    meet, or lie no further apart than one run's base lies from itself, its noise floor."""
     both = [
         (ratio, then["ratio"][cache])
         for row, then in _pairs(results, before)
@@ -281,7 +282,12 @@ def agreement(results, before):
         for cache, ratio in row["ratio"].items()
         if cache in then["ratio"]
     ]
-    return sum(a["low"] <= b["high"] and b["low"] <= a["high"] for a, b in both), len(both)
+    return sum(_meet(*ratios) for ratios in both), len(both)
+
+
+def _meet(a, b):
+    floor = max(a["floor"], b["floor"])
+    return a["low"] <= floor * b["high"] and b["low"] <= floor * a["high"]
 
 
 def regressions(results, before):

@@ -33,8 +33,10 @@ def test_a_slower_run_is_a_regression_and_an_equal_one_is_not():
     other = {"rows": [made_row(1.0, provider=name) for name in ("one", "two", "saccade")]}
     apart = {"rows": [made_row(1.0, provider=name) for name in ("one", "two")]}
     assert report.agreement(other, apart) == (4, 4)
-    apart["rows"][0]["ratio"] = {"warm": {"median": 1.2, "low": 1.1, "high": 1.3}}
-    assert report.agreement(other, apart) == (2, 3)
+    for low, floor, agreeing in ((1.1, 1.02, 2), (1.02, 1.02, 3), (1.04, 1.02, 2), (1.04, 1.05, 3)):
+        far = {"warm": {"median": 1.2, "low": low, "high": 1.3, "floor": floor}}
+        changed = {"rows": [apart["rows"][0] | {"ratio": far}, apart["rows"][1]]}
+        assert report.agreement(other, changed) == report.agreement(changed, other) == (agreeing, 3)
     assert report.regressions({"rows": [made_row(1.0)]}, fast) == []
     assert report.regressions(fast, {"rows": [made_row(1.5)]}) == []
     (text,) = report.regressions({"rows": [made_row(1.5)]}, fast)

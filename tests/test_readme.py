@@ -40,8 +40,10 @@ def test_the_speed_table_is_what_was_measured():
     assert report.summary(results) in text
     assert report.markdown(results) == (ROOT / "bench" / "results" / "deck-cpu.md").read_text()
     assert {row["case"] for row in results["rows"]} == {one.name for one in cases.suite("deck")}
+    agreeing, of = report.agreement(results, results_of("deck-earlier"))
+    assert f"{agreeing} of {of} ratios agree" in " ".join(text.split()) and agreeing >= 0.95 * of
     agreeing, of = report.agreement(results, bars_run)
-    assert f"{agreeing} of {of} ratios" in " ".join(text.split()) and agreeing > 0.9 * of
+    assert f"the run of the bars below has too, {agreeing} of {of} do" in " ".join(text.split())
 
 
 def test_the_drop_ins_figures_are_what_was_measured():
