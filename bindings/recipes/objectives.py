@@ -70,7 +70,7 @@ class Mixed(nn.Module):
         return torch.func.functional_call(self.module, narrow, inputs)
 
     def _narrowed(self, p):
-        if not p.ndim:
+        if not p.ndim or p.dtype == self.dtype:
             return p
         narrow = p.to(self.dtype)
         narrow.master = p

@@ -16,7 +16,7 @@ _LIBRARY = torch.library.Library("saccade", "DEF")
 def operator(name, fake):
     """Decorator: register a function as ``torch.ops.saccade.<name>`` with ``fake`` giving shapes and dtypes.
 
-    Without ``torch.library.custom_op``, whose layers of Python take a third of a small call.
+    Not by ``torch.library.custom_op``, whose layers of Python take some 5 us a call.
     """
 
     def register(function):
