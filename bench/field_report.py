@@ -117,9 +117,14 @@ def _head(arguments):
     ]
 
 
-def _row(name, dtype, reports):
+def version_of(name):
+    """The version of the package that a peer is of."""
     imported = PEERS[name].package.split()[0]
-    package = {"open_clip": "open_clip_torch", "sklearn": "scikit-learn", "faiss": "faiss-cpu"}.get(imported, imported)
+    named = {"open_clip": "open_clip_torch", "sklearn": "scikit-learn", "faiss": "faiss-cpu", "PIL": "pillow"}
+    return importlib.metadata.version(named.get(imported, imported))
+
+
+def _row(name, dtype, reports):
     failed = [one for one in reports if one.failures]
     smallest, verdict = "", " ".join(sorted({one.verdict for one in reports}))
     if failed:
@@ -128,8 +133,7 @@ def _row(name, dtype, reports):
         smallest, verdict = explain.described(first.arguments, first.options), f"FAIL ({', '.join(laws)})"
     if len(reports) > 1:
         verdict = f"{len(reports) - len(failed)} of {len(reports)} seeds without a failure: {verdict}"
-    version = importlib.metadata.version(package)
-    return f"| `{name}` | {version} | {reports[0].operation} | {dtype} | {verdict} | {smallest} |"
+    return f"| `{name}` | {version_of(name)} | {reports[0].operation} | {dtype} | {verdict} | {smallest} |"
 
 
 def _section(name, dtype, report):
