@@ -63,7 +63,7 @@ def _sigmoid_argument(x, kind):
 
 
 @jit
-def gelu_rows_backward(work, size, n, zero, kind, x, grad_out, grad_x):
+def gelu_row_gradients(work, size, n, zero, kind, x, grad_out, grad_x):
     """The gradient for rows that are described as those of ``gelu_rows``."""
     widest_vectors()
     dtype = np.asarray(zero).dtype

@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 
-from saccade.kernels.numba.gelu_rows import gelu_rows, gelu_rows_backward
+from saccade.kernels.numba.gelu_rows import gelu_row_gradients, gelu_rows
 from saccade.kernels.numba.matrices import matmul, raised, rounded, silent
 from saccade.kernels.numba.memory import core_dtype, describe
-from saccade.kernels.numba.norm_rows import ROWS, l2_rows, l2_rows_backward, norm_rows, norm_rows_backward
+from saccade.kernels.numba.norm_rows import ROWS, l2_row_gradients, l2_rows, norm_row_gradients, norm_rows
 from saccade.kernels.numba.threads import parallel_for
 
 _GRAIN = 1 << 14  # numbers that are worth a thread of their own
@@ -142,7 +142,7 @@ def _norm_backward(total, scale, mean, inverse, grad_out, grad_sum, centre):
     grad_x = np.empty(total.shape, total.dtype)
     partial = np.zeros((2, -(-len(rows) // ROWS), total.shape[-1]), inverse.dtype)
     parallel_for(
-        norm_rows_backward, partial.shape[1], grain(ROWS * total.shape[-1]), describe(rows), describe(grads), added,
+        norm_row_gradients, partial.shape[1], grain(ROWS * total.shape[-1]), describe(rows), describe(grads), added,
         private(scale, inverse.dtype), centre, mean, inverse, describe(as_rows(grad_x)), partial,
     )  # fmt: skip
     grad_scale, grad_bias = partial.sum(1)
@@ -165,7 +165,7 @@ def gelu_backward(saved, grad_out):
     """The gradient for x, in a tuple of one."""
     x, kind = saved
     grad_x = np.empty(x.shape, x.dtype)
-    _elementwise(gelu_rows_backward, x, grad_x, kind, grad_out)
+    _elementwise(gelu_row_gradients, x, grad_x, kind, grad_out)
     return (grad_x,)
 
 
@@ -220,7 +220,7 @@ def l2_normalize_backward(saved, grad_out):
     """The gradient for x, in a tuple of one."""
     x, eps = saved
     grad_x = np.empty(x.shape, x.dtype)
-    _by_rows(l2_rows_backward, x, grad_x, eps, grad_out)
+    _by_rows(l2_row_gradients, x, grad_x, eps, grad_out)
     return (grad_x,)
 
 

@@ -52,7 +52,7 @@ def _squares(row, level):
 
 
 @jit
-def norm_rows_backward(work, x, grad_out, grad_sum, scale, centre, mean, inverse, grad_x, partial):
+def norm_row_gradients(work, x, grad_out, grad_sum, scale, centre, mean, inverse, grad_x, partial):
     """Gradients for rows; ``partial`` gets each block's share of those for scale and bias, which it adds to."""
     n = scale.shape[0]
     dtype = inverse.dtype
@@ -90,7 +90,7 @@ def l2_rows(work, n, eps, x, out):
 
 
 @jit
-def l2_rows_backward(work, n, eps, x, grad_out, grad_x):
+def l2_row_gradients(work, n, eps, x, grad_out, grad_x):
     """The gradient for rows."""
     dtype = np.asarray(eps).dtype
     row, grad = np.empty(n, dtype), np.empty(n, dtype)
