@@ -75,15 +75,15 @@ def losses(ranks, each, gather=""):
     return found
 
 
-def pretraining(ranks, source, out, changes="{}", dies_at=None):
+def pretraining(ranks, source, out, changes="{}", dies_at=None, rounded=None):
     """A run of ``saccade pretrain clip``; by SGD, which does not enlarge what rounding changes."""
     from test_recipes_clip import tiny_run
 
     from saccade.recipes.objectives import Mixed
     from saccade.recipes.pretraining import Run
 
-    # as with shards, where the gradient of a table is rounded as all others are
-    Mixed._narrowed = lambda self, p: p.to(self.dtype) if p.ndim else p
+    if rounded:  # as with shards, where the gradient of a table is rounded as all others are
+        Mixed._narrowed = lambda self, p: p.to(self.dtype) if p.ndim else p
     step_of = Run._step
 
     def step(run, batch):

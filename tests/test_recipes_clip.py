@@ -158,8 +158,11 @@ def test_ranks_with_shards_train_in_16_bits_as_those_without(pairs, tmp_path):
     too, which is not rounded without shards."""
     for shard in (False, True):
         changes = json.dumps({"precision": "bfloat16", "shard": shard})
-        together("pretraining", 2, tmp_path, pairs, tmp_path / str(shard), changes)
+        together("pretraining", 2, tmp_path, pairs, tmp_path / str(shard), changes, "", "rounded")
     assert_same_run(tmp_path / "False", tmp_path / "True")
+    together("pretraining", 2, tmp_path, pairs, tmp_path / "unrounded", json.dumps({"precision": "bfloat16"}))
+    losses, unrounded = (losses_of(tmp_path / name) for name in ("False", "unrounded"))
+    assert unrounded[0] == losses[0] and len(unrounded) == len(losses) and list(unrounded) != list(losses)
 
 
 def test_ranks_that_were_killed_go_on_as_fewer(pairs, tmp_path):
