@@ -6,6 +6,7 @@ clock of the process that waits (``saccade.bench.run``).
 
 import contextlib
 import functools
+import os
 import subprocess
 import sys
 from functools import partial
@@ -14,6 +15,8 @@ from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
+
+from saccade import environment
 
 FLUSHED = 1 << 28  # bytes read and written to empty the caches: more than processors and GPUs hold
 AHEAD = 400_000  # cycles, 0.2 ms: on an H100 a graph's launch took 0.02
@@ -186,6 +189,18 @@ def device(name) -> Any:
     if name not in NAMES:
         raise ValueError(f"bench: device={name!r}, expected one of {', '.join(NAMES)}")
     return Cuda() if name == "cuda" else Processors()
+
+
+def variables(threads):
+    """Environment variables of a process in which libraries are timed: their threads, and OpenBLAS's kernels.
+
+    OpenBLAS 0.3.31 takes AMD's Zen 5 for a Haswell, which costs products half of their rate. What is set already stays.
+    """
+    found = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+    processor = environment.processor()
+    if str(processor["name"]).startswith("znver") and "avx512f" in processor["features"]:
+        found["OPENBLAS_CORETYPE"] = os.environ.get("OPENBLAS_CORETYPE", "SkylakeX")
+    return found
 
 
 def slowed_by(state):

@@ -11,17 +11,20 @@ repeats with rounding errors drawn anew.
 Rows are of length 1 and the scale is small, as in the cases: exponentials need no running maximum.
 """
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from saccade.files import replacing
+from saccade.kernels.numba.threads import get_threads
 from saccade.testing import gate
 from saccade.testing.ways import Way
 
 WIDE = 1 << 13
-BLOCK = 256
+BLOCK, STRIP = 1024, 32
 ORDERS = ("in order", "online")
 
 
@@ -31,7 +34,7 @@ class Sums:
 
     For the CLIP loss the terms are e and e·product, with e = exp(scale (product − 1)); for the SigLIP loss
     softplus(logit), σ(logit) and σ(logit)·product. ``own`` are the products of the pairs themselves, (n,), and
-    ``strayed``, (n,), what rounding the gradient of the logits to 16 bits adds to each row of Σ gradient·product.
+    ``strayed``, (n,), as much as rounding the gradient of the logits to 16 bits adds to rows of Σ gradient·product.
     """
 
     rows: np.ndarray
@@ -56,40 +59,62 @@ def sums(operation, arguments):
     images, texts = (x.astype(way.core) for x in arguments[:2])
     factors = arguments[2:]
     exact = [x.astype(np.float64) if len(x) <= WIDE else x for x in (images, texts)]
-    shape = 2 if operation == "clip_loss" else 3, len(images)
-    true = np.zeros(shape), np.zeros(shape)
-    found = {order: (np.zeros(shape, way.core), np.zeros(shape, way.core)) for order in ORDERS}
-    for start in range(0, len(images), BLOCK):
-        some = slice(start, start + BLOCK)
-        terms = _terms(operation, images[some] @ texts.T, factors)
-        wide = terms if exact[0].dtype == way.core else _terms(operation, exact[0][some] @ exact[1].T, factors)
-        for i, term in enumerate(wide):
-            true[0][i, some] = term.sum(1, dtype=np.float64)
+    count, n = 2 if operation == "clip_loss" else 3, len(images)
+    zeros = partial(np.zeros, (count, n))
+    true, *ordinary = (
+        Sums(zeros(dtype=core), zeros(dtype=core), np.einsum("ie,ie->i", *both, dtype=core), np.zeros(n))
+        for core, both in ((np.float64, exact), *((way.core, (images, texts)) for _ in ORDERS))
+    )
+    kept = np.empty((count, BLOCK, n), way.core)
+    wide = kept if exact[0].dtype == way.core else np.empty(kept.shape)
+    with ThreadPoolExecutor(get_threads()) as pool:
+        for start in range(0, n, BLOCK):
+            some = slice(start, min(start + BLOCK, n))
+            products = images[some] @ texts.T
+            exactly = products if wide is kept else exact[0][some] @ exact[1].T
+
+            def rows(i, start=start, products=products, exactly=exactly):
+                strip = slice(i, min(i + STRIP, len(products)))
+                for place, values in ((kept, products), (wide, exactly))[: 1 + (wide is not kept)]:
+                    for term, found in zip(place, _terms(operation, values[strip], factors), strict=True):
+                        term[strip] = found
+                at = slice(start + strip.start, start + strip.stop)
+                _add_rows(true, ordinary, kept[:, strip], wide[:, strip], at)
+
+            list(pool.map(rows, range(0, len(products), STRIP)))
             if operation == "clip_loss":
-                true[1][i] += term.sum(0, dtype=np.float64)
-        for i, term in enumerate(terms):
-            for order, (rows, columns) in found.items():
-                rows[i, some] = Way(order, way.dtype).sum(term, 1)[:, 0]
-                if operation == "clip_loss" and order == "online":
-                    columns[i] += term.sum(0)
-            if operation == "clip_loss":  # last, as it writes over the term: row after row on what is there
-                term[0] += found["in order"][1][i]
-                found["in order"][1][i] = term.sum(0)
-    own = np.einsum("ie,ie->i", *exact, dtype=np.float64)
-    true = Sums(*true, own, np.zeros(len(images)))
-    strayed = true.strayed if way.core == way.dtype else _strayed(operation, way, images, texts, factors, true)
-    own = np.einsum("ie,ie->i", images, texts)
-    return true, {order: Sums(*both, own, strayed) for order, both in found.items()}
+                list(pool.map(partial(_add_columns, true, ordinary, kept, wide, slice(len(products))), range(count)))
+    strayed = np.zeros(n) if way.core == way.dtype else _strayed(operation, way, images, texts, factors, true)
+    return true, {order: replace(one, strayed=strayed) for order, one in zip(ORDERS, ordinary, strict=True)}
+
+
+def _add_rows(true, ordinary, terms, wide, some):
+    in_order, online = ordinary
+    for i, (term, exactly) in enumerate(zip(terms, wide, strict=True)):
+        true.rows[i, some] = exactly.sum(1, dtype=np.float64)
+        in_order.rows[i, some] = np.ascontiguousarray(term.T).sum(0)  # the sum of rows adds one after the other
+        online.rows[i, some] = term.sum(1)
+
+
+def _add_columns(true, ordinary, terms, wide, block, i):
+    in_order, online = ordinary
+    true.columns[i] += wide[i, block].sum(0, dtype=np.float64)
+    online.columns[i] += terms[i, block].sum(0)
+    terms[i, 0] += in_order.columns[i]  # last, as it writes over the term: row after row on what is there
+    in_order.columns[i] = terms[i, block].sum(0)
 
 
 def _strayed(operation, way, images, texts, factors, true):
-    strayed = np.zeros(len(images))
-    for start in range(0, len(images), BLOCK):
-        some = slice(start, start + BLOCK)
-        products = images[some] @ texts.T
-        slopes = _slopes(operation, _terms(operation, products, factors), some, true).astype(way.core)
-        strayed[some] = np.einsum("ij,ij->i", way.round(slopes) - slopes, products, dtype=np.float64)
-    return strayed
+    """How far rows stray, either way, from some of the rows: a sum over all of them is as large with these again."""
+    some = (slice(start, start + STRIP) for start in range(0, len(images), 8 * STRIP))
+    strayed = [_strayed_rows(operation, way, images, texts, factors, true, one) for one in some]
+    return np.resize(np.concatenate(strayed), len(images)) * np.random.default_rng(0).choice([-1, 1], len(images))
+
+
+def _strayed_rows(operation, way, images, texts, factors, true, some):
+    products = images[some] @ texts.T
+    slopes = _slopes(operation, _terms(operation, products, factors), some, true).astype(way.core)
+    return np.einsum("ij,ij->i", way.round(slopes) - slopes, products, dtype=np.float64)
 
 
 def _slopes(operation, terms, some, true):
@@ -122,10 +147,10 @@ def scalars(way, operation, factors, sums, cotangent):
 
 def gradient_rows(way, operation, arguments, sums, cotangent, at, of_texts):
     """The rows ``at`` of the gradient of the images, or of the texts: (rows, e)."""
-    mine, others, scale, *bias = (way.raise_(x)[0] for x in arguments)
-    mine, others = (others, mine) if of_texts else (mine, others)
-    pieces = [way.matmul(mine[at], others[i : i + 1024].T) for i in range(0, len(others), 1024)]  # that caches hold
-    logits = scale * np.concatenate(pieces, 1)
+    mine, others = arguments[1::-1] if of_texts else arguments[:2]
+    scale, *bias = way.raise_(*arguments[2:])
+    pieces = (others[i : i + 512].T for i in range(0, len(others), 512))  # that caches hold
+    logits = scale * np.concatenate([way.matmul(mine[at], piece) for piece in pieces], 1)
     if operation == "clip_loss":
         its, theirs = (way.log(way.rounding(one[0])) + scale for one in (sums.rows, sums.columns)[:: 1 - 2 * of_texts])
         slopes = (way.exp(logits - its[at, None]) + way.exp(logits - theirs)) / 2

@@ -20,7 +20,7 @@ from time import perf_counter
 import numpy as np
 
 from saccade.bench import timing
-from saccade.bench.device import Processors
+from saccade.bench.device import Processors, variables
 from saccade.testing.peers import usable_torchvision
 
 ROUNDS = 7
@@ -30,11 +30,15 @@ COLORS, ITERATIONS = 512, 10
 
 def measure(name, threads):
     """A probe's figure, or in words why there is none."""
-    counts = {f"{one}_NUM_THREADS": str(threads) for one in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
     command = [sys.executable, "-P", "-m", "saccade.bench.probes", name, str(threads)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, **counts}, timeout=LIMIT, check=False
+            command,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **variables(threads)},
+            timeout=LIMIT,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return f"it took longer than {LIMIT:.0f} s"

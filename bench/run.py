@@ -19,7 +19,7 @@ import numpy as np
 
 from saccade import environment
 from saccade.bench import limits, timing
-from saccade.bench.device import device as device_of
+from saccade.bench.device import device as device_of, variables
 from saccade.bench.journal import Journal
 from saccade.bench.providers import known, may_apply, provider
 
@@ -103,7 +103,7 @@ def _machine(threads):
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
         "processor": environment.processor(), "versions": environment.versions(), "threads": threads,
-        "system": platform.platform(), "commit": commit.stdout.strip() or None,
+        "variables": variables(threads), "system": platform.platform(), "commit": commit.stdout.strip() or None,
         "time": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }  # fmt: skip
 
@@ -164,13 +164,13 @@ def _joined(task, processes):
 
 def _worked(task):
     """The row that a worker makes of a task; of its own end, if it makes none."""
-    counts = {f"{name}_NUM_THREADS": str(task["threads"]) for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as folder:
         Path(folder, "task.json").write_text(json.dumps(task))
         mine, its = os.pipe()
         with open(mine, "rb", buffering=0) as journal, open(Path(folder, "errors"), "w+b") as errors:
             worker = subprocess.Popen(
-                [sys.executable, "-P", "-m", "saccade.bench.worker", folder, str(its)], env={**os.environ, **counts},
+                [sys.executable, "-P", "-m", "saccade.bench.worker", folder, str(its)],
+                env={**os.environ, **variables(task["threads"])},
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, pass_fds=(its,),
                 start_new_session=task["session"],  # which an interruption does not reach: the thread sees to its end
             )  # fmt: skip

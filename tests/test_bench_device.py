@@ -283,3 +283,16 @@ def test_rows_whose_turn_does_not_come_are_said(monkeypatch):
 def test_several_jobs_are_for_gpus():
     with pytest.raises(ValueError, match="jobs=2 with device='cpu', expected 1"):
         run.run([CASE], ["saccade"], jobs=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "expected"),
+    [("znver5", ["avx2", "avx512f"], "SkylakeX"), ("znver3", ["avx2"], None), ("sapphirerapids", ["avx512f"], None)],
+)
+def test_openblas_is_told_of_processors_that_it_does_not_know(name, features, expected, monkeypatch):
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    monkeypatch.setattr(device.environment, "processor", lambda: {"name": name, "features": features})
+    found = device.variables(3)
+    assert found.get("OPENBLAS_CORETYPE") == expected and found["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
+    assert device.variables(3).get("OPENBLAS_CORETYPE") == (expected and "Zen")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import saccade
+from saccade import reference
 from saccade.bench import cases, judging, models
 from saccade.bench.problem import Problem
 from saccade.bench.providers import known, may_apply, provider
@@ -109,3 +110,11 @@ def test_providers_of_operations_and_of_models_are_kept_apart():
 def test_a_model_is_a_variant(options, message):
     with pytest.raises(ValueError, match=message):
         cases.case("model", 1, **options)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_in_parts_is_the_whole_attention(causal, monkeypatch):
+    monkeypatch.setattr(models, "QUERIES", 3)
+    qkv = np.random.default_rng(0).standard_normal((2, 11, 3, 2, 4))
+    whole = reference.qkv_attention(qkv, causal=causal)
+    np.testing.assert_allclose(models.InParts(reference).qkv_attention(qkv, causal=causal), whole, rtol=1e-13)

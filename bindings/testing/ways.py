@@ -73,7 +73,10 @@ class Way:
     def _moved(self, x, relative):
         if self.noise is None:
             return x
-        return x * (1 + relative * self.noise.uniform(-1, 1, np.shape(x))).astype(x.dtype)
+        factor = self.noise.random(np.shape(x), x.dtype)
+        factor *= x.dtype.type(2 * relative)
+        factor += x.dtype.type(1 - relative)
+        return x * factor
 
     def raise_(self, *arrays):
         """The arrays in the compute dtype; None stays None."""
@@ -115,6 +118,7 @@ class Way:
         depth = a.shape[-1]
         if self.order == "online" or depth == 0:
             return np.matmul(a, b)
+        b = np.ascontiguousarray(b)  # whose rows are read one after the other
         steps = range(depth)[::-1] if self.order == "reversed" else range(depth)
         if self.order != "in blocks":
             return self._accumulate(a, b, steps, start)
