@@ -99,6 +99,8 @@ def _imagegpt(mixed, _):
     theirs, ours = Pixels(config), ImageGPT(config).train()
 
     class Loss(nn.Module):
+        tables = ("model.embed.weight",)
+
         def __init__(self):
             super().__init__()
             self.model = ours

@@ -46,12 +46,12 @@ def patch_embed_forward(images, weight, bias=None, *, mean=None, std=None):
     return rounded(out, weight), (images, weight, bias, std, saved)
 
 
-def patch_embed_backward(saved, grad_out):
-    """Gradients for images (None for uint8), weight and bias."""
+def patch_embed_backward(saved, grad_out, *, of_images=True):
+    """Gradients for images (None for uint8, and without ``of_images``), weight and bias."""
     images, weight, bias, std, saved_linear = saved
     grad_patches, grad_weight, grad_bias = linear_backward(saved_linear, grad_out)
     grad_images = None
-    if images.dtype != np.uint8:
+    if of_images and images.dtype != np.uint8:
         grad_images = unpatchify(grad_patches, weight.shape[-1], images.shape[1:3])
         grad_images = grad_images if std is None else grad_images / np.asarray(std, grad_images.dtype)
         grad_images = rounded(grad_images, images)

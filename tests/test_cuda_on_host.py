@@ -15,7 +15,7 @@ from support import assert_kernel_passes, kernels_of
 
 import saccade.palette
 from saccade.families import FAMILIES, family_of
-from saccade.kernels.cupy import attention, device, losses, pairs, palette
+from saccade.kernels.cupy import attention, device, losses, pairs, palette, patches
 from saccade.palette import Palette
 from saccade.testing import gate, strategies
 from saccade.testing.claims import Claims
@@ -172,3 +172,13 @@ def test_what_is_kept_is_what_tensors_keep(case):
         kernels = importlib.import_module(f"saccade.kernels.{backend}.{family_of(operation)}")
         kept.append(described(getattr(kernels, f"{operation}_forward")(*arguments, **options)[1]))
     assert kept[0] == kept[1]
+
+
+def test_patches_spare_the_gradient_of_images():
+    rng = np.random.default_rng(0)
+    images, weight = rng.standard_normal((2, 4, 6, 3)), rng.standard_normal((5, 3, 2, 2))
+    out, saved = patches.patch_embed_forward(images, weight, weight[:, 0, 0, 0], std=(1.0, 2.0, 3.0))
+    of_images, *others = patches.patch_embed_backward(saved, out)
+    spared, *again = patches.patch_embed_backward(saved, out, of_images=False)
+    assert of_images.shape == images.shape and spared is None
+    assert all(map(np.array_equal, others, again))

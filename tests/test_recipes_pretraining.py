@@ -101,6 +101,8 @@ def test_a_table_in_16_bits_gets_its_gradient_unrounded(dtype):
     table = torch.nn.Parameter(torch.tensor([[1.0, 2.0], [1 + 2**-12, 3.0]]))
 
     class LooksUp(torch.nn.Module):
+        tables = ("table",)
+
         def __init__(self):
             super().__init__()
             self.table = table

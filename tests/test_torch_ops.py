@@ -147,6 +147,18 @@ def test_products_by_either(either, case):
     test_gradient_by_torch_func(case)
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_spare_the_gradient_of_images(either, dtype, backend):
+    images, weight, bias = (torch.from_numpy(x).to(dtype) for x in (normal(2, 4, 6, 3), normal(5, 3, 2, 2), normal(5)))
+    found = []
+    for wanted in (True, False):
+        given = images.requires_grad_(wanted), weight.requires_grad_(), bias.requires_grad_()
+        out = saccade.patch_embed(*given, std=(1, 2, 3), backend=backend)
+        found.append(torch.autograd.grad((out * out.detach()).sum(), given[1 - wanted :]))
+    assert all(map(torch.equal, found[0][1:], found[1]))
+
+
 def test_autocast_is_heeded_by_either(either):
     x, weight = torch.ones(3, 8), torch.ones(4, 8)
     with torch.autocast("cpu", torch.bfloat16):

@@ -249,3 +249,12 @@ def test_rows_too_long_for_a_tile_are_refused():
         attention.attention(query, query, query)
     with pytest.raises(ValueError, match="rows of 16385 numbers, expected at most 16384"):
         layers.rms_norm(torch.zeros(1, 16385), torch.zeros(16385))
+
+
+def test_patches_spare_the_gradient_of_images():
+    images, weight = torch.randn(2, 4, 6, 3), torch.randn(5, 3, 2, 2)
+    out, saved = patches.patch_embed_forward(images, weight, weight[:, 0, 0, 0], std=(1.0, 2.0, 3.0))
+    of_images, *others = patches.patch_embed_backward(saved, out)
+    spared, *again = patches.patch_embed_backward(saved, out, of_images=False)
+    assert of_images.shape == images.shape and spared is None
+    assert all(map(torch.equal, others, again))

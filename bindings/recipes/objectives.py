@@ -15,7 +15,12 @@ class Objective(nn.Module):
     ``prepare(sample, rng, training)`` makes the arrays of one sample, in any process; its randomness comes from ``rng``
     alone, and without ``training`` a picture is cut as the paper evaluates. ``options`` say what else makes a run what
     it is: it can only be taken up with the same.
+
+    Attributes:
+        tables: names of parameters in which ``saccade.embedding`` looks up and that nothing else reads.
     """
+
+    tables: tuple = ()
 
     def __init__(self, model, **options):
         super().__init__()
@@ -57,8 +62,8 @@ class Mixed(nn.Module):
     """A module computed in 16 bits from parameters kept in float32, whose gradients are float32.
 
     Micikevicius et al., "Mixed Precision Training", 2018, section 3.1. Single numbers, such as CLIP's temperature,
-    stay in float32. A parameter in 16 bits knows its ``master``, to which ``saccade.embedding`` adds gradients itself:
-    rounding the gradient of a whole table, and widening it again, would take longer than the look-up.
+    stay in float32. So do the module's ``tables``, of which ``saccade.embedding`` rounds the rows that it looks up:
+    rounding a whole table, and its gradient, and widening that again would take longer than the look-up.
     """
 
     def __init__(self, module, dtype):
@@ -66,15 +71,15 @@ class Mixed(nn.Module):
         self.module, self.dtype = module, dtype
 
     def forward(self, *inputs):
-        narrow = {name: self._narrowed(p) for name, p in self.module.named_parameters()}
+        narrow = {name: self._narrowed(name, p) for name, p in self.module.named_parameters()}
         return torch.func.functional_call(self.module, narrow, inputs)
 
-    def _narrowed(self, p):
-        if not p.ndim or p.dtype == self.dtype:
-            return p
-        narrow = p.to(self.dtype)
-        narrow.master = p
-        return narrow
+    def _narrowed(self, name, p):
+        if name not in self.module.tables:
+            return p.to(self.dtype) if p.ndim else p
+        table = p.view_as(p)
+        table.dtype_of_rows = self.dtype
+        return table
 
 
 def synchronized(call, last):

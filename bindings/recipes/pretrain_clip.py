@@ -62,6 +62,7 @@ class Pairs(Captioned):
     """
 
     gathers = False
+    tables = ("model.text.embed.weight",)
 
     def forward(self, images, tokens):
         return self.model(images, tokens)

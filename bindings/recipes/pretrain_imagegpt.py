@@ -39,6 +39,8 @@ OBJECTIVES = ("autoregressive", "bert")
 class Pixels(Objective):
     """Tokens of a palette: mean nats per pixel, of all from those before, or of masked ones from the others."""
 
+    tables = ("model.embed.weight",)
+
     def __init__(self, model, palette):
         super().__init__(model, palette=palette.centers.tolist())
         self.palette, self.side = palette, round(model.config.length**0.5)

@@ -51,34 +51,34 @@ def product(x, weight, bias=None):
 
 
 class _Embedding(Differentiable):
-    """torch's own, but for its gradient, which it adds up in 16 bits where the weight has 16 bits.
-
-    That of a weight which is rounded from a ``master`` goes to the master, as it was added up.
-    """
+    """torch's own, but for its gradient, which it adds up in 16 bits where the weight has 16 bits."""
 
     @staticmethod
-    def forward(tokens, weight, master):
-        return F.embedding(tokens, weight)
+    def forward(tokens, weight, dtype):
+        return F.embedding(tokens, weight).to(dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        tokens, weight, master = inputs
+        tokens, weight, _ = inputs
         ctx.save_for_backward(tokens)
-        ctx.rows, ctx.mastered = len(weight), master is not None
+        ctx.rows, ctx.dtype = len(weight), weight.dtype
 
     @staticmethod
     def backward(ctx, grad_out):
         (tokens,) = ctx.saved_tensors
         wide = grad_out.reshape(-1, grad_out.shape[-1]).to(compute_dtype(grad_out.dtype))
         grad = torch.ops.aten.embedding_dense_backward(wide, tokens.reshape(-1), ctx.rows, -1, False)
-        return (None, None, grad) if ctx.mastered else (None, grad.to(grad_out.dtype), None)
+        return None, grad.to(ctx.dtype), None
 
 
 def embedding(tokens, weight, *, backend=None):
-    """See ``saccade.embedding``; torch's own, with a gradient that is added up in float32 at least."""
+    """See ``saccade.embedding``; torch's own, with a gradient that is added up in float32 at least.
+
+    Rows of a weight with the attribute ``dtype_of_rows`` are rounded to that, and its gradient is not.
+    """
     own("embedding", backend)
     tokens = tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long()
-    return applied(_Embedding, tokens, weight, getattr(weight, "master", None))
+    return applied(_Embedding, tokens, weight, getattr(weight, "dtype_of_rows", weight.dtype))
 
 
 def mlp(x, weight_in, bias_in, weight_out, bias_out, *, kind="erf", backend=None):

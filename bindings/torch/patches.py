@@ -1,7 +1,8 @@
 """Patch embedding and convolutions for tensors; convolutions are torch's own.
 
 On CPUs the product of patches and weight is torch's where kernels would take NumPy's, which wakes BLAS threads of its
-own: they go on spinning beside torch's and were seen to double the time of a training step.
+own: they go on spinning beside torch's and were seen to double the time of a training step. In bfloat16 it is torch's
+everywhere, of rounded patches, as it is in other layers.
 """
 
 import torch
@@ -23,7 +24,7 @@ def _patch_embed_forward(
     images: Tensor, weight: Tensor, bias: Tensor | None, mean: list[float] | None, std: list[float] | None,
     backend: str | None,
 ) -> Tensor:  # fmt: skip
-    if not _by_torch(images, backend):
+    if not _by_torch(images, weight, backend):
         return call("patch_embed_forward", backend, images.device, images, weight, bias, mean=mean, std=std)[0]
     patches = _cut(images, weight, mean, std)
     out = F.linear(patches, weight.flatten(1).to(patches.dtype), None if bias is None else bias.to(patches.dtype))
@@ -31,37 +32,38 @@ def _patch_embed_forward(
     return out.to(weight.dtype).reshape(b, (h // p) * (w // p), weight.shape[0])
 
 
-def _by_torch(images, backend):
-    return images.device.type == "cpu" and backend in (None, "numba") and not OWN
+def _by_torch(images, weight, backend):
+    return images.device.type == "cpu" and backend in (None, "numba") and not (OWN and weight.dtype != torch.bfloat16)
 
 
 def _cut(images, weight, mean, std):
     from saccade.kernels.numba.patches import cut
 
-    return from_numpy(cut(to_numpy(images), to_numpy(weight), mean, std))
+    patches = from_numpy(cut(to_numpy(images), to_numpy(weight), mean, std))
+    return patches.to(weight.dtype) if weight.dtype == torch.bfloat16 else patches
 
 
-def _patch_backward_shapes(grad_out, images, weight, *_):
-    floating = images.dtype.is_floating_point
-    return dense(images) if floating else absent(weight), dense(weight), weight.new_empty(weight.shape[0])
+def _patch_backward_shapes(grad_out, images, weight, mean, std, of_images, backend):
+    return dense(images) if of_images else absent(weight), dense(weight), weight.new_empty(weight.shape[0])
 
 
 @operator("patch_embed_backward", _patch_backward_shapes)
 def _patch_embed_backward(
     grad_out: Tensor, images: Tensor, weight: Tensor, mean: list[float] | None, std: list[float] | None,
-    backend: str | None,
+    of_images: bool, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if not _by_torch(images, backend):
-        saved = images, weight, weight.new_empty(weight.shape[0]), mean, std
-        grad_images, *gradients = call("patch_embed_backward", backend, images.device, saved, grad_out)
+    if not _by_torch(images, weight, backend):
+        saved, options = (images, weight, weight.new_empty(weight.shape[0]), mean, std), {"of_images": of_images}
+        grad_images, *gradients = call("patch_embed_backward", backend, images.device, saved, grad_out, **options)
         return absent(weight) if grad_images is None else grad_images, *gradients
     patches = _cut(images, weight, mean, std)
     grad = grad_out.reshape(-1, weight.shape[0]).to(patches.dtype)
     grad_images = absent(weight)
-    if images.dtype.is_floating_point:
+    if of_images:
         from saccade.kernels.numba.patches import uncut
 
-        grad_patches = grad @ weight.flatten(1).to(patches.dtype)
+        wide = compute_dtype(weight.dtype)
+        grad_patches = grad.to(wide) @ weight.flatten(1).to(wide)
         grad_images = from_numpy(uncut(to_numpy(grad_patches), to_numpy(images), to_numpy(weight), mean, std))
     grad_weight = (grad.T @ patches).reshape(weight.shape)
     return grad_images, grad_weight.to(weight.dtype), grad.sum(0).to(weight.dtype)
@@ -81,10 +83,12 @@ class _PatchEmbed(Differentiable):
     @staticmethod
     def backward(ctx, grad_out):
         images, weight, bias = ctx.saved_tensors
+        mean, std, backend = ctx.options
+        of_images = ctx.needs_input_grad[0]
         grad_images, grad_weight, grad_bias = first_derivative(
-            torch.ops.saccade.patch_embed_backward, grad_out, images, weight, *ctx.options
+            torch.ops.saccade.patch_embed_backward, grad_out, images, weight, mean, std, of_images, backend
         )
-        grad_images = grad_images if images.dtype.is_floating_point else None
+        grad_images = grad_images if of_images else None
         return grad_images, grad_weight, present(grad_bias, bias), None, None, None
 
 

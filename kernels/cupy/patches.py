@@ -24,12 +24,12 @@ def patch_embed_forward(images, weight, bias=None, *, mean=None, std=None):
     return finished(out, weight, shape, bias=bias), (images, weight, bias, mean, std)
 
 
-def patch_embed_backward(saved, grad_out):
-    """Gradients for images (None for uint8), weight and bias."""
+def patch_embed_backward(saved, grad_out, *, of_images=True):
+    """Gradients for images (None for uint8, and without ``of_images``), weight and bias."""
     images, weight, bias, mean, std = saved
     grad = as_rows(grad_out.astype(weight.dtype, copy=False))
     grad_images = None
-    if images.dtype != np.uint8:
+    if of_images and images.dtype != np.uint8:
         grad_images = device.empty(images.shape, images.dtype)
         _run("uncut", grad_images, weight, mean, std, product(grad, _flat(weight)), images.size)
     grad_weight = finished(product(grad.T, _cut(images, weight, mean, std)), weight, weight.shape)

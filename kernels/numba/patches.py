@@ -33,14 +33,14 @@ def patch_embed_forward(images, weight, bias=None, *, mean=None, std=None):
 
 
 @silent
-def patch_embed_backward(saved, grad_out):
-    """Gradients for images (None for uint8), weight and bias."""
+def patch_embed_backward(saved, grad_out, *, of_images=True):
+    """Gradients for images (None for uint8, and without ``of_images``), weight and bias."""
     images, weight, bias, mean, std = saved
     grad = as_rows(raised(grad_out))
     grad_weight = matmul(grad.T, cut(images, weight, mean, std), weight.dtype).reshape(weight.shape)
     grad_bias = None if bias is None else rounded(grad.sum(0), bias)
     grad_images = None
-    if images.dtype != np.uint8:
+    if of_images and images.dtype != np.uint8:
         grad_images = uncut(matmul(grad, _flat(weight), grad.dtype), images, weight, mean, std)
     return grad_images, grad_weight, grad_bias
 

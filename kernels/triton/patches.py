@@ -38,13 +38,15 @@ def patch_embed_forward(images, weight, bias=None, *, mean=None, std=None):
     return out, (images, weight, bias, mean, std)
 
 
-def patch_embed_backward(saved, grad_out):
-    """Gradients for images (None for uint8), weight and bias."""
+def patch_embed_backward(saved, grad_out, *, of_images=True):
+    """Gradients for images (None for uint8, and without ``of_images``), weight and bias."""
     images, weight, bias, mean, std = saved
     grad = grad_out.reshape(_grid(images, weight)[0], len(weight))
     affine = _affine(images, weight, mean, std)
     grad_weight = _weight_gradient(images, weight, affine, grad)
-    grad_images = None if images.dtype == torch.uint8 else _image_gradient(images, weight, affine, grad)
+    grad_images = None
+    if of_images and images.dtype != torch.uint8:
+        grad_images = _image_gradient(images, weight, affine, grad)
     grad_bias = None if bias is None else grad.sum(0, dtype=affine.dtype).to(bias.dtype)
     return grad_images, grad_weight, grad_bias
 
