@@ -253,7 +253,10 @@ def _training(model, dtype):
     from saccade.bench.training import steps
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    return _ratio(*steps(model, dtype), 3)
+    found = steps(model, dtype)
+    for step in found:
+        step()  # the first two of a program map its memory
+    return _ratio(*found)
 
 
 def training_vit():

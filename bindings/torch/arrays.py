@@ -13,6 +13,7 @@ from saccade.families import family_of
 from saccade.torch.fastest import fastest
 from saccade.values import check_values
 
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BACKENDS = {"cpu": ("numba",), "cuda": ("triton", "cupy", "sdpa")}
 
 
@@ -20,31 +21,52 @@ def to_numpy(x):
     """A CPU tensor as a NumPy array on the same memory; anything but a tensor as it is."""
     if not isinstance(x, torch.Tensor):
         return x
+    return _shared(x, _sharing())
+
+
+def _shared(x, share):
     x = x.detach() if x.requires_grad else x
-    if x.dtype == torch.bfloat16:  # torch hands no bfloat16 to NumPy: pass the bits
-        return _shared(x.view(torch.int16)).view(ml_dtypes.bfloat16)
-    return _shared(x)
+    if x.dtype is torch.bfloat16:  # torch hands no bfloat16 to NumPy: pass the bits
+        return share(x.view(torch.int16)).view(_BFLOAT16)
+    return share(x)
 
 
-def _shared(x):
+def _sharing():
+    """The function that makes arrays of tensors."""
     if distributed.is_available() and distributed.is_initialized():
-        return np.from_dlpack(x)  # slower, but ``fully_shard`` resizes memory, which ``Tensor.numpy`` forbids for good
-    return x.numpy()
+        return np.from_dlpack  # slower, but ``fully_shard`` resizes memory, which ``Tensor.numpy`` forbids for good
+    return torch.Tensor.numpy
 
 
 def from_numpy(x):
     """A NumPy array as a CPU tensor on the same memory; anything but an array as it is."""
-    if isinstance(x, np.generic):
-        x = np.asarray(x)
     if not isinstance(x, np.ndarray):
-        return x
-    if x.dtype == ml_dtypes.bfloat16:
+        if not isinstance(x, np.generic):
+            return x
+        x = np.asarray(x)
+    if x.dtype == _BFLOAT16:
         return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(x)
 
 
+class _Results(tuple):
+    """Nested tuples of NumPy arrays that are tensors when they are taken out: most of what is saved never is."""
+
+    def __getitem__(self, index):
+        found = tuple.__getitem__(self, index)
+        return tuple(_Results(found)) if isinstance(index, slice) else _result(found)
+
+    def __iter__(self):
+        return map(_result, tuple.__iter__(self))
+
+
+def _result(x):
+    return _Results(x) if isinstance(x, tuple) else from_numpy(x)
+
+
 def call(function, backend, device, *arguments, **options) -> Any:
-    """Run ``function`` of the backend for tensors on ``device``; tensors in, (nested tuples of) tensors out.
+    """Run ``function`` of the backend for tensors on ``device``; tensors in, (nested tuples of) tensors out, which are
+    made as they are taken.
 
     Raises:
         ValueError: ``backend`` does not serve that kind of device.
@@ -65,10 +87,15 @@ def call(function, backend, device, *arguments, **options) -> Any:
             return found or _nested(
                 cupy.from_cupy, compute(*_nested(cupy.to_cupy, arguments), **_nested(cupy.to_cupy, options))
             )
-    arguments = [_nested(to_numpy, x) for x in arguments]
-    options = {name: to_numpy(x) for name, x in options.items()}
+    share = _sharing()
+
+    def convert(x):
+        return _shared(x, share) if isinstance(x, torch.Tensor) else x
+
+    arguments = [_nested(convert, x) for x in arguments]
+    options = {name: convert(x) for name, x in options.items()}
     check_values(function, arguments, options)
-    return _nested(from_numpy, compute(*arguments, **options))
+    return _result(compute(*arguments, **options))
 
 
 def _backend_for(function, kind, backend):
@@ -103,7 +130,7 @@ def _implementation(function, backend):
 
 def _nested(convert, x) -> Any:
     if isinstance(x, (tuple, list)):
-        return tuple(_nested(convert, one) for one in x)
+        return tuple([_nested(convert, one) for one in x])
     if isinstance(x, dict):
         return {name: _nested(convert, one) for name, one in x.items()}
     return convert(x)

@@ -18,7 +18,7 @@ def _attention_forward(
     key_lengths: Tensor | None, scale: float | None, backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     options = dict(mask=mask, bias=bias, causal=causal, key_lengths=key_lengths, scale=scale, return_lse=True)
-    return call("attention_forward", backend, query.device, query, key, value, **options)[0]
+    return tuple(call("attention_forward", backend, query.device, query, key, value, **options)[0])
 
 
 def _attention_backward_shapes(
@@ -137,7 +137,7 @@ def _varlen_attention_backward(
     lse: Tensor, causal: bool, scale: float | None, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     saved = query, key, value, cumulative_lengths, out, lse, causal, scale
-    return call("varlen_attention_backward", backend, query.device, saved, grad_out)
+    return tuple(call("varlen_attention_backward", backend, query.device, saved, grad_out))
 
 
 class _VarlenAttention(Differentiable):

@@ -99,8 +99,8 @@ def _layer_norm_forward(
     x: Tensor, scale: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None, backend: str | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     out, saved = call("layer_norm_forward", backend, x.device, x, scale, bias, eps=eps, residual=residual)
-    total, _, _, mean, inverse, _ = saved
-    return (out, absent(x), mean, inverse) if residual is None else (out[0], total, mean, inverse)
+    mean, inverse = saved[3:5]
+    return (out, absent(x), mean, inverse) if residual is None else (*out, mean, inverse)
 
 
 def _norm_backward_shapes(grad_out, grad_sum, total, scale, *_):
@@ -155,8 +155,7 @@ def _rms_norm_forward(
     x: Tensor, scale: Tensor, eps: float, residual: Tensor | None, backend: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, saved = call("rms_norm_forward", backend, x.device, x, scale, eps=eps, residual=residual)
-    total, _, inverse, _ = saved
-    return (out, absent(x), inverse) if residual is None else (out[0], total, inverse)
+    return (out, absent(x), saved[2]) if residual is None else (*out, saved[2])
 
 
 @operator("rms_norm_backward", lambda grad_out, grad_sum, total, scale, *_: (dense(total), dense(scale)))

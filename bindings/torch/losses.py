@@ -125,7 +125,7 @@ def _linear_backward(
     label_smoothing: float, reduction: str, backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     saved = hidden, weight, labels, lse, ignore_index, label_smoothing, reduction
-    return call("linear_cross_entropy_backward", backend, hidden.device, saved, grad_loss)
+    return tuple(call("linear_cross_entropy_backward", backend, hidden.device, saved, grad_loss))
 
 
 class _LinearCrossEntropy(Differentiable):
@@ -178,7 +178,7 @@ def _clip_backward(
     of_texts: Tensor, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     saved = image_embeddings, text_embeddings, logit_scale, of_images, of_texts
-    return call("clip_loss_backward", backend, image_embeddings.device, saved, grad_loss)
+    return tuple(call("clip_loss_backward", backend, image_embeddings.device, saved, grad_loss))
 
 
 class _ClipLoss(Differentiable):
@@ -222,7 +222,7 @@ def _siglip_backward(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     saved = image_embeddings, text_embeddings, logit_scale, logit_bias
-    return call("siglip_loss_backward", backend, image_embeddings.device, saved, grad_loss)
+    return tuple(call("siglip_loss_backward", backend, image_embeddings.device, saved, grad_loss))
 
 
 class _SiglipLoss(Differentiable):

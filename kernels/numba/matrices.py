@@ -14,12 +14,13 @@ others.
 import llvmlite.binding as llvm
 import numpy as np
 
+from saccade.kernels.numba import few_rows
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.halves import in_pairs, interleave, load_pairs, multiply_units, units
 from saccade.kernels.numba.memory import BFLOAT16, FLOAT32, FLOAT64, core_dtype, describe, load_block, store_row
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
-from saccade.kernels.numba.vectors import lanes, transpose, transpose_square, widest_vectors
+from saccade.kernels.numba.vectors import BYTES, lanes, transpose, transpose_square, widest_vectors
 
 OWN = llvm.get_host_cpu_name() in ("znver5",)
 
@@ -56,6 +57,13 @@ def own_matmul(a, b, dtype, bias=None):
     (n, e), k, core = a.shape, b.shape[1], core_dtype(a.dtype)
     out = np.empty((n, k), dtype)
     added = np.zeros(0, core) if bias is None else np.array(bias, core)
+    if n <= few_rows.MOST and b.dtype == core and b.strides[0] == b.itemsize:
+        rows = np.zeros((few_rows.MOST, -(-e // _LANES) * _LANES), core)
+        rows[:n, :e] = a
+        grain = max(1, few_rows.GRAIN // (_LANES * e * b.itemsize))
+        groups = -(-k * b.itemsize // BYTES)
+        parallel_for(few_rows.few_rows, groups, grain, (n, k, e), rows, describe(b.T), added, describe(out))
+        return out
     # What is packed is read and written once more, and so is the result where it comes out on its side.
     turned = n * (e + k) < e * k
     banded, packed_of = (b.T, a.T) if turned else (a, b)
