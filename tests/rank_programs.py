@@ -83,7 +83,7 @@ def pretraining(ranks, source, out, changes="{}", dies_at=None, rounded=None):
     from saccade.recipes.pretraining import Run
 
     if rounded:  # as with shards, where the gradient of a table is rounded as all others are
-        Mixed._narrowed = lambda self, p: p.to(self.dtype) if p.ndim else p
+        Mixed._narrowed = lambda self, name, p: p.to(self.dtype) if p.ndim else p
     step_of = Run._step
 
     def step(run, batch):

@@ -19,6 +19,13 @@ def test_a_wrong_implementation_fails(name, monkeypatch):
     raise AssertionError(str(report))
 
 
+def test_a_law_is_not_done_with_inputs_that_show_little():
+    """Of no elements, zeros or numbers too small to change, which the first inputs of this one are."""
+    operation, function, options = MUTANTS["qkv_attention: the last bits are luck"]
+    report = oracle.check(function, operation, **options, budget=0.1, only="same again")
+    assert report.verdict == "FAIL" and report.counts["same again"][0] > 1
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_they_are_made_from_passes(name):
     operation, function, options = RIGHT[name]

@@ -18,6 +18,7 @@ from saccade.testing.subject import PALETTE, Subject
 BUDGETS = {"quick": 20.0, "normal": 120.0, "thorough": 1200.0}  # seconds for a fast function
 EXAMPLES = 60  # at most so many inputs from one seed; then comes the next
 SHRINKING = 10.0  # seconds that may go into making a failing input smaller
+MUTE = 20  # inputs that show little after which a law is done, too
 
 
 @dataclass(frozen=True)
@@ -198,12 +199,15 @@ def _law(subject, law, report, seconds):
 
     inputs_of = {**INPUTS, **PALETTE_INPUTS}[subject.operation]
     start = time.perf_counter()
-    found, counts = [], [0, 0, 0]
+    found, counts, telling = [], [0, 0, 0], []
     report.counts[law.name] = counts
+
+    def enough():
+        return any(telling) or len(telling) >= MUTE
 
     def one(inputs, number):
         spent = time.perf_counter() - start
-        if (found and spent > found[0] + SHRINKING) or (not found and spent > seconds and counts[0]):
+        if (found and spent > found[0] + SHRINKING) or (not found and spent > seconds and enough()):
             raise _TimeIsUp
         arguments, options = inputs
         try:
@@ -216,9 +220,10 @@ def _law(subject, law, report, seconds):
             counts[0] += 1
             counts[1] += len(judged)
             counts[2] += sum(one.verdict == "INCONCLUSIVE" for one in judged)
+            telling.append(_tells(arguments))
 
     block = 0
-    while not found and (time.perf_counter() - start < seconds or not counts[0]):
+    while not found and (time.perf_counter() - start < seconds or not enough()):
         examples = settings(
             max_examples=EXAMPLES, database=None, deadline=None, phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
@@ -239,6 +244,18 @@ def _law(subject, law, report, seconds):
     _, violation, arguments, options, number = found
     says = f"{law.says} {violation}"
     return Failure(law.name, says, arguments, options, violation.call, violation.what, violation.arrays, number)
+
+
+def _tells(arguments):
+    """Whether an input can show much: with no elements, one number throughout or a dtype's ends most faults hide."""
+    return all(_differ(x) for x in arguments if isinstance(x, np.ndarray) and x.ndim and x.dtype.kind not in "iub")
+
+
+def _differ(x):
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = np.abs(x.astype(np.float64))
+    ordinary = (size > 2.0**-20) & (size < 2.0**20) & (x != x.flat[0]) if x.size else np.zeros(1, bool)
+    return ordinary.mean() > 0.25
 
 
 class _TimeIsUp(BaseException):
