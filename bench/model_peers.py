@@ -200,10 +200,15 @@ def _onnx_session(variant, shape, dtype):
     settings.intra_op_num_threads = _threads()
     with tempfile.TemporaryDirectory(prefix="saccade-bench-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its newer exporter needs a package that its older one, deprecated, does not
-        path = Path(folder, "model.onnx")
-        x = torch.zeros(shape, dtype=getattr(torch, dtype))
-        with torch.no_grad():
-            torch.onnx.export(module, (x,), path, dynamo=False, opset_version=20, input_names=["x"])
+        path = str(Path(folder, "model.onnx"))  # of a string alone are parameters beyond 2 GB kept in files beside
+        x, mha = torch.zeros(shape, dtype=getattr(torch, dtype)), torch.backends.mha
+        fast = mha.get_fastpath_enabled()
+        mha.set_fastpath_enabled(False)  # which has no name in ONNX
+        try:
+            with torch.no_grad():
+                torch.onnx.export(module, (x,), path, dynamo=False, opset_version=20, input_names=["x"])
+        finally:
+            mha.set_fastpath_enabled(fast)
         return onnxruntime.InferenceSession(path, settings, ["CPUExecutionProvider"]), None
 
 

@@ -118,19 +118,22 @@ def summary(results, provider="saccade"):
         if row["provider"] == provider:
             groups.setdefault((row["operation"], row["dtype"], row["gradients"], row["base"]), []).append(row)
     for (operation, dtype, gradients, base), rows in groups.items():
-        timed = [row for row in rows if row["verdict"] == "PASS" and row.get("ratio") and base != provider]
+        alone = base == provider
+        timed = [row for row in rows if row["verdict"] == "PASS" and (alone or row.get("ratio"))]
         what = f"`{operation}`, {dtype}" + ", with gradients" * gradients
         if not timed:
             lines.append(f"| {what} | 0 of {len(rows)} | `{base}` | no time | |")
             continue
-        ratios = [row["ratio"][warmest(row)]["median"] for row in timed]
         shares = [100 * row["share of limit"] for row in timed]
         cases = str(len(rows)) if len(timed) == len(rows) else f"{len(timed)} of {len(rows)}"
+        said_share = f"{shares[0]:.0f} %" if len(timed) == 1 else f"{min(shares):.0f} to {max(shares):.0f} %"
+        if alone:
+            lines.append(f"| {what} | {cases} | nobody | | {said_share} |")
+            continue
+        ratios = [row["ratio"][warmest(row)]["median"] for row in timed]
         said_ratio = f"{np.exp(np.mean(np.log(ratios))):.2f}"
-        said_share = f"{shares[0]:.0f} %"
         if len(timed) > 1:
             said_ratio += f" ({min(ratios):.2f} to {max(ratios):.2f})"
-            said_share = f"{min(shares):.0f} to {max(shares):.0f} %"
         lines.append(f"| {what} | {cases} | `{base}` | {said_ratio} | {said_share} |")
     return "\n".join([*lines, ""])
 

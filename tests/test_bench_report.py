@@ -218,3 +218,8 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(arguments):
     done = command(*arguments)
     assert done.returncode == 1 and REFUSED[arguments] in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_summary_of_one_provider_alone_compares_with_nobody():
+    rows = [made_row(1.0), made_row(2.0, n=200)]
+    assert report.summary({"rows": rows}).splitlines()[-1] == "| `clip_loss`, float32 | 2 | nobody | | 50 to 50 % |"
