@@ -197,8 +197,7 @@ def variables(threads):
     OpenBLAS 0.3.31 takes AMD's Zen 5 for a Haswell, which costs products half of their rate. What is set already stays.
     """
     found = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
-    processor = environment.processor()
-    if str(processor["name"]).startswith("znver") and "avx512f" in processor["features"]:
+    if environment.processor()["name"] == "znver5":
         found["OPENBLAS_CORETYPE"] = os.environ.get("OPENBLAS_CORETYPE", "SkylakeX")
     return found
 

@@ -75,9 +75,9 @@ def sums(operation, arguments):
 
             def rows(i, start=start, products=products, exactly=exactly):
                 strip = slice(i, min(i + STRIP, len(products)))
-                for place, values in ((kept, products), (wide, exactly))[: 1 + (wide is not kept)]:
-                    for term, found in zip(place, _terms(operation, values[strip], factors), strict=True):
-                        term[strip] = found
+                kept[:, strip] = _terms(operation, products[strip], factors)
+                if wide is not kept:
+                    wide[:, strip] = _terms(operation, exactly[strip], factors)
                 at = slice(start + strip.start, start + strip.stop)
                 _add_rows(true, ordinary, kept[:, strip], wide[:, strip], at)
 

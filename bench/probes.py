@@ -31,15 +31,9 @@ COLORS, ITERATIONS = 512, 10
 def measure(name, threads):
     """A probe's figure, or in words why there is none."""
     command = [sys.executable, "-P", "-m", "saccade.bench.probes", name, str(threads)]
+    environment = {**os.environ, **variables(threads)}
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env={**os.environ, **variables(threads)},
-            timeout=LIMIT,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT, check=False)
     except subprocess.TimeoutExpired:
         return f"it took longer than {LIMIT:.0f} s"
     last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from saccade.bench.device import Processors
+from saccade.bench.device import Processors, variables
 from saccade.bench.probes import measure
 from saccade.models import vit
 from saccade.palette import Palette
@@ -162,9 +162,8 @@ def interrupted(minutes=MINUTES):
 def _pretraining(source, out, steps):
     command = [sys.executable, "-P", "-m", "saccade", "pretrain", "vit", source, "--preset", "vit-tiny"]
     command += ["--set", f"image_size={SIDE}", "--set", "patch_size=4", "--steps", str(steps), "--save-every", "100"]
-    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
     return subprocess.Popen(
-        [*command, "--device", "cpu", "--out", out], env={**os.environ, **threads}, stdout=subprocess.DEVNULL,
+        [*command, "--device", "cpu", "--out", out], env={**os.environ, **variables(1)}, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
 

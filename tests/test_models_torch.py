@@ -315,3 +315,11 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         block.forward = lambda x, whole=whole: torch.utils.checkpoint.checkpoint(whole, x, use_reentrant=False)
     model(UINT8_IMAGES).square().sum().backward()
     assert all(torch.equal(x.grad, expected[name]) for name, x in model.named_parameters())
+
+
+def test_a_block_of_another_width_says_so():
+    """Kernels trust the checks: without those, they would write beyond their memory."""
+    block = ViT(vit.ViTConfig(image_size=8, patch_size=4, width=16, depth=1, heads=2, classes=3)).blocks[0]
+    for width in (12, 20):
+        with pytest.raises(ValueError, match="expected"), torch.no_grad():
+            block(torch.zeros(1, 5, width))

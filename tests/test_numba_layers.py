@@ -69,3 +69,14 @@ def test_blocks_of_a_convolution_add_up(monkeypatch):
         gradients = convolution.conv2d_backward(saved, grad)
         judged = gate.judge("conv2d", out, gradients, (x, weight), options, (grad,))
         assert gate.verdict(judged) == "PASS", judged
+
+
+@pytest.mark.parametrize("module", [reference, patches])
+def test_patches_spare_the_gradient_of_images(module):
+    rng = np.random.default_rng(0)
+    given = (rng.standard_normal(shape) for shape in ((2, 4, 6, 3), (5, 3, 2, 2), (5,)))
+    out, saved = module.patch_embed_forward(*given, std=(1, 2, 3))
+    of_images, *others = module.patch_embed_backward(saved, out)
+    spared, *again = module.patch_embed_backward(saved, out, of_images=False)
+    assert of_images.shape == (2, 4, 6, 3) and spared is None
+    assert all(map(np.array_equal, others, again))

@@ -50,9 +50,11 @@ def test_other_dtypes_are_read_and_rounded_once(dtype):
     assert np.array_equal(own_matmul(a, b, wide, bias), expected)
 
 
-def test_a_row_has_the_same_bits_in_any_batch():
+@pytest.mark.parametrize("lies", [False, True], ids=["weight to be packed", "weight read where it lies"])
+def test_a_row_has_the_same_bits_in_any_batch(lies):
     rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((1000, 805)).astype(np.float32), rng.standard_normal((300, 805)).astype(np.float32).T
+    a, b = rng.standard_normal((1000, 805)).astype(np.float32), rng.standard_normal((805, 300)).astype(np.float32)
+    b = laid_out(b, "transposed") if lies else b
     whole = own_matmul(a, b, np.float32)
     for rows in (slice(0, 1), slice(3, 5), slice(6, 9), slice(10, 17), slice(900, 1000)):
         assert np.array_equal(own_matmul(a[rows], b, np.float32), whole[rows])

@@ -12,7 +12,6 @@ from support import assert_close64, assert_gradients
 
 from saccade import reference
 from saccade.families import GRADIENTS
-from saccade.kernels.numba import patches
 from saccade.testing import strategies
 from saccade.testing.claims import Claims
 from saccade.testing.inputs import INPUTS
@@ -296,15 +295,6 @@ def test_patch_embedding_equals_a_convolution():
     expected = F.conv2d(pixels.permute(0, 3, 1, 2), torch.tensor(weight), torch.tensor(bias), stride=2)
     ours = reference.patch_embed(images, weight, bias, mean=mean, std=std)
     assert_close64(ours, expected.flatten(2).transpose(1, 2))
-
-
-@pytest.mark.parametrize("module", [reference, patches])
-def test_patches_spare_the_gradient_of_images(module):
-    out, saved = module.patch_embed_forward(normal(2, 4, 6, 3), normal(5, 3, 2, 2), normal(5), std=(1, 2, 3))
-    of_images, *others = module.patch_embed_backward(saved, out)
-    spared, *again = module.patch_embed_backward(saved, out, of_images=False)
-    assert of_images.shape == (2, 4, 6, 3) and spared is None
-    assert all(map(np.array_equal, others, again))
 
 
 def test_packed_and_variable_length_attention_equal_the_plain_one():

@@ -149,7 +149,15 @@ def test_products_by_either(either, case):
 
 @pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_patches_spare_the_gradient_of_images(either, dtype, backend):
+def test_patches_spare_the_gradient_of_images(either, dtype, backend, monkeypatch):
+    plain, sizes = patches.first_derivative, []
+
+    def watched(*arguments):
+        found = plain(*arguments)
+        sizes.append(found[0].numel())
+        return found
+
+    monkeypatch.setattr(patches, "first_derivative", watched)
     images, weight, bias = (torch.from_numpy(x).to(dtype) for x in (normal(2, 4, 6, 3), normal(5, 3, 2, 2), normal(5)))
     found = []
     for wanted in (True, False):
@@ -157,6 +165,7 @@ def test_patches_spare_the_gradient_of_images(either, dtype, backend):
         out = saccade.patch_embed(*given, std=(1, 2, 3), backend=backend)
         found.append(torch.autograd.grad((out * out.detach()).sum(), given[1 - wanted :]))
     assert all(map(torch.equal, found[0][1:], found[1]))
+    assert sizes == ([images.numel(), 0] if backend is None else [])
 
 
 def test_autocast_is_heeded_by_either(either):

@@ -6,8 +6,6 @@ Dropout and stochastic depth exist here only.
 # A module's parts are typed as "tensor or module", neither of which can be called for sure.
 # pyright: reportCallIssue=false
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -15,14 +13,11 @@ from torch.utils.checkpoint import checkpoint
 import saccade
 from saccade.models import imagegpt, transformer
 from saccade.models.initialization import check_parameters, draw, is_statistic
-from saccade.torch import ops
 from saccade.torch.arrays import from_numpy, to_numpy
 
 
 class Stage(nn.Module):
     """One stage of a model: its parameters, and ``forward`` = the stage's function of them."""
-
-    ops: Any = saccade
 
     def __init__(self, function, config, parameters):
         super().__init__()
@@ -32,7 +27,7 @@ class Stage(nn.Module):
             _register(self, name.split("."), from_numpy(value).clone())
 
     def forward(self, *inputs, **options):
-        return self.function(named(self), *inputs, self.ops, self.config, **options)
+        return self.function(named(self), *inputs, saccade, self.config, **options)
 
     def extra_repr(self):
         return self.function.__name__
@@ -48,8 +43,6 @@ class Block(Stage):
         dropout: probability for activations.
         stochastic_depth: probability for branches.
     """
-
-    ops = ops  # without the checks of arguments, which another stage has made: they take as long as a small operation
 
     def __init__(self, function, config, parameters, dropout=0.0, stochastic_depth=0.0):
         super().__init__(function, config, parameters)

@@ -90,8 +90,9 @@ def few_rows(work, sizes, x, weight, bias, out):
             _multiply(n, zero, x.ctypes.data + whole, x.shape[1] * size, source, row, columns, 1, total)
         for i in range(n):
             numbers = total[i, :columns]
-            for j in range(bias.shape[0] and columns):
-                numbers[j] += bias[first + j]
+            if bias.shape[0]:
+                for j in range(columns):
+                    numbers[j] += bias[first + j]
             store_row(out[0] + i * out[2] + first * out[3], out[3], out[1], numbers)
 
 
