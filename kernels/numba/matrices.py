@@ -1,7 +1,8 @@
 """Products of matrices on CPUs: BLAS's, or our own on processors where those are faster.
 
 On AMD's Zen 5, which computes vectors of 64 bytes whole, products of ours are up to twice as fast as OpenBLAS's, which
-takes it for a processor without such, and MKL's (``bench/NOTES.md``); elsewhere BLAS is taken.
+takes it for a processor without such, and MKL's; on Zen 4 they are up to a fifth faster (``bench/NOTES.md``).
+Elsewhere BLAS is taken.
 
 Ours: one operand is packed as columns, whole vectors wide; items are bands of rows of the other by groups of those
 columns. Each number is one chain of fused multiply-adds, whatever the sizes: the bits of a row do not depend on the
@@ -22,7 +23,7 @@ from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
 from saccade.kernels.numba.vectors import BYTES, lanes, transpose, transpose_square, widest_vectors
 
-OWN = llvm.get_host_cpu_name() in ("znver5",)
+OWN = llvm.get_host_cpu_name() in ("znver4", "znver5")
 
 ROWS, COLUMNS = 64, 48  # of a tile: multiples of the register tile's
 DEPTH = 768  # how deep it is multiplied at a time
