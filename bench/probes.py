@@ -203,14 +203,14 @@ def encode_transformers():
     return _ratio(lambda: theirs(some), lambda: made.encode(np.stack(some)), 3)
 
 
-def _sampling(b):
+def _sampling(b, dtype="float32"):
     import torch
 
     from saccade.bench import model_peers
 
     usable_torchvision()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    ours, _ = model_peers.ours("imagegpt-S", "float32", "cpu")
+    ours, _ = model_peers.ours("imagegpt-S", dtype, "cpu")
     theirs = model_peers.transformers_module("imagegpt-S")
     start = torch.full((b, 1), theirs.config.vocab_size - 1)
 
@@ -239,6 +239,16 @@ def sampling_1():
 def sampling_8():
     """The same of eight at a time."""
     return _sampling(8)
+
+
+def sampling_1_bfloat16():
+    """Pictures that an ImageGPT-S of bfloat16 parameters draws, against transformers' in float32, one at a time."""
+    return _sampling(1, "bfloat16")
+
+
+def sampling_8_bfloat16():
+    """The same of eight at a time."""
+    return _sampling(8, "bfloat16")
 
 
 def _training(model, dtype):

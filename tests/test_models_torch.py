@@ -11,9 +11,10 @@ from support import assert_close64
 
 import saccade
 from saccade import reference
-from saccade.models import clip, imagegpt, vit
+from saccade.models import clip, imagegpt, transformer, vit
 from saccade.torch import CLIP, Block, ImageGPT, Stage, ViT
 from saccade.torch.arrays import to_numpy
+from saccade.torch.decoding import Decoder
 from saccade.torch.modules import sample
 
 TOKENS = torch.tensor(twins.PALETTE_TOKENS)
@@ -177,6 +178,45 @@ def test_completion_with_a_cache_takes_what_the_whole_model_likes_best():
         tokens = model.generate(TOKENS[:, :m], temperature=0)
         assert tokens.shape == (3, 16) and torch.equal(tokens[:, :m], TOKENS[:, :m])
         assert torch.equal(tokens[:, m:], model(tokens).argmax(-1)[:, m:])
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_tokens_in_one_call_are_those_of_block_after_block(norm):
+    """Several tokens first, then one at a time; with a hook, with dropout and of many sequences blocks are called."""
+    config = replace(TINY_IMAGEGPT, norm=norm, bias=norm == "layer", hidden=20)
+    model, n = shaken(ImageGPT(config).double()), TOKENS.shape[1]
+    whole = transformer.run_blocks(model.run, model.embed(TOKENS), config).detach()
+    with torch.no_grad():
+        decoder = Decoder(model.blocks, n)
+        found = [decoder(model.embed(TOKENS[:, :stop], start=decoder.filled)) for stop in (5, *range(6, n + 1))]
+        assert decoder.kernel is not None
+        assert_close64(torch.cat(found, 1), whole)
+        calls = []
+        hook = model.blocks[1].register_forward_hook(lambda *_: calls.append(1))
+        expected = model.generate(TOKENS[:, :5], temperature=0)
+        hook.remove()
+        assert len(calls) == n - 5
+        assert torch.equal(model.generate(TOKENS[:, :5], temperature=0), expected)
+
+
+def test_blocks_that_one_call_cannot_do_are_called():
+    def taken(model, b=1):
+        decoder = Decoder(model.blocks, 4)
+        with torch.no_grad():
+            decoder(model.embed(TOKENS[:1, :1].repeat(b, 1)))
+        return decoder.kernel is not None
+
+    model = ImageGPT(TINY_IMAGEGPT)
+    dropping = ImageGPT(TINY_IMAGEGPT, dropout=0.5)
+    assert taken(model) and taken(model, 16) and taken(dropping.eval())
+    assert not taken(model, 17) and not taken(dropping.train()) and not taken(ImageGPT(TINY_IMAGEGPT).half())
+    with torch.enable_grad():
+        assert Decoder(model.blocks, 4)(model.embed(TOKENS[:1, :1])).requires_grad
+    other = ImageGPT(TINY_IMAGEGPT).blocks[1]
+    other.mlp.fc1.weight = torch.nn.Parameter(other.mlp.fc1.weight[:-3].detach())
+    other.mlp.fc2.weight = torch.nn.Parameter(other.mlp.fc2.weight[:, :-3].detach())
+    model.blocks[1] = other
+    assert not taken(model)
 
 
 def test_completion_draws_from_the_models_distribution():

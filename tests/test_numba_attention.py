@@ -27,6 +27,30 @@ def test_attention_matches_the_reference_across_blocks(t, s, causal, dtype):
     assert gate.verdict(judged) == "PASS"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@given(
+    st.integers(1, 9) | st.sampled_from([64, 131]), st.sampled_from([1, 5, 16, 72]), st.sampled_from([1, 2]),
+    st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+def test_one_query_matches_the_reference(dtype, s, d, step, causal, seed):
+    """Which has a kernel of its own: with everything that may hide keys, some of all that there are, from views."""
+    rng = np.random.default_rng(seed)
+    query, key, value = (rng.standard_normal((3, 2, n, d * step)).astype(dtype)[..., ::step] for n in (1, s, s))
+    lengths, hidden = np.array([s, s // 2, 0]), rng.random((3, 1, 1, s)) < 0.5
+    hidden[0] |= rng.random() < 0.5
+    options = dict(mask=~hidden, bias=rng.standard_normal((2, 1, s)).astype(dtype), key_lengths=lengths, causal=causal)
+    gate.assert_right("attention", kernels, (query, key, value), options | {"return_lse": True})
+    out, lse = kernels.attention(query, key, value, **options, return_lse=True)
+    assert not out[2].any() and (lse[2] == -np.inf).all()
+
+
+def test_what_is_not_finite_reaches_one_query_as_it_should():
+    query, key, value = np.ones((1, 1, 1, 4), np.float32), *np.ones((2, 1, 1, 5, 4), np.float32)
+    value[..., 4, 0], value[..., 2, 1] = np.inf, np.nan
+    out = kernels.attention(query, key, value)
+    assert out[..., 0] == np.inf and np.isnan(out[..., 1]) and (out[..., 2:] == 1).all()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_mask_of_the_lowest_numbers_hides_as_it_should(dtype):
     """As other libraries make theirs; a row that sees nothing else attends to all alike, by the definition."""

@@ -50,12 +50,19 @@ def test_other_dtypes_are_read_and_rounded_once(dtype):
     assert np.array_equal(own_matmul(a, b, wide, bias), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("depth", [805, 1535, 1536])
 @pytest.mark.parametrize("lies", [False, True], ids=["weight to be packed", "weight read where it lies"])
-def test_a_row_has_the_same_bits_in_any_batch(lies):
+def test_a_row_has_the_same_bits_in_any_batch(lies, depth, dtype):
+    """A weight that is read where it lies has numbers after each row that are not its own."""
     rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((1000, 805)).astype(np.float32), rng.standard_normal((805, 300)).astype(np.float32)
-    b = laid_out(b, "transposed") if lies else b
+    a, b = rng.standard_normal((1000, depth)).astype(dtype), rng.standard_normal((depth, 300)).astype(dtype)
+    if lies:
+        held = np.full((300, depth + 1), np.nan, dtype)
+        held[:, :-1] = b.T
+        b = held[:, :-1].T
     whole = own_matmul(a, b, np.float32)
+    assert np.isfinite(whole).all()
     for rows in (slice(0, 1), slice(3, 5), slice(6, 9), slice(10, 17), slice(900, 1000)):
         assert np.array_equal(own_matmul(a[rows], b, np.float32), whole[rows])
 

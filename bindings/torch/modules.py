@@ -12,6 +12,7 @@ from torch import nn
 import saccade
 from saccade.models import clip, imagegpt, transformer, vit
 from saccade.torch.arrays import from_numpy, to_numpy
+from saccade.torch.decoding import Decoder
 from saccade.torch.resnet import ResNet
 from saccade.torch.stages import Model, Named, Stage, checked
 
@@ -123,33 +124,12 @@ class ImageGPT(Model):
         if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(f"ImageGPT.generate: {top_k=}, {top_p=}, expected top_k >= 1 and 0 < top_p <= 1")
         tokens = torch.cat([prefix, prefix.new_zeros(b, length - m)], 1)
-        caches = [KeyValueCache(length) for _ in self.blocks]
-        seen = 0
+        decoder = Decoder(self.blocks, length)
         for i in progress(range(m, length)):
-            x = self.embed(tokens[:, : i + 1], start=seen)
-            seen = i + 1
-            for block, cache in zip(self.blocks, caches, strict=True):
-                x = block(x, cache=cache)
+            x = decoder(self.embed(tokens[:, : i + 1], start=decoder.filled))
             logits = self.head(self.norm(x[:, -1:]))[:, 0]
             tokens[:, i] = sample(logits, temperature, generator, top_k, top_p)
         return tokens
-
-
-class KeyValueCache:
-    """The keys and values of the tokens so far, in room for ``length`` of them."""
-
-    def __init__(self, length):
-        self.length, self.filled, self.room = length, 0, None
-
-    def extend(self, key_bhtd, value_bhtd):
-        """Add new tokens' keys and values; all so far, b h s d twice."""
-        if self.room is None:
-            b, h, _, d = key_bhtd.shape
-            self.room = [x.new_empty(b, h, self.length, d) for x in (key_bhtd, value_bhtd)]
-        start, self.filled = self.filled, self.filled + key_bhtd.shape[2]
-        for room, new in zip(self.room, (key_bhtd, value_bhtd), strict=True):
-            room[:, :, start : self.filled] = new
-        return [room[:, :, : self.filled] for room in self.room]
 
 
 def sample(logits_bk, temperature, generator, top_k=None, top_p=None):

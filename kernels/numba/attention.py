@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from saccade.kernels.numba import attention_gradients as gradients
+from saccade.kernels.numba.attention_row import forward_row
 from saccade.kernels.numba.attention_tiles import KEYS, QUERIES, forward
 from saccade.kernels.numba.halves import in_pairs
 from saccade.kernels.numba.layers import silent
@@ -52,11 +53,12 @@ def _forward(out, query, key, value, mask, bias, causal, key_lengths, scale):
     scale = 1 / math.sqrt(d) if scale is None else float(scale)
     arrays = describe(query), describe(key), describe(value)
     extras = _extras(mask, bias, key_lengths, (b, h, t, s))
-    sizes = (b, h, t, s, d, e)
-    items = b * h * -(-t // QUERIES)
-    options = *extras, sizes, causal, core.type(scale)
-    pairs = in_pairs(query, key, value)
-    parallel_for(forward, items, 1, pairs, *arrays, *options, describe(out), shifts, totals)
+    sizes, factor, results = (b, h, t, s, d, e), core.type(scale), (describe(out), shifts, totals)
+    if t == 1:  # which sees every key, causal or not
+        parallel_for(forward_row, b * h, 1, *arrays, *extras, sizes, factor, *results)
+    else:
+        pairs, items = in_pairs(query, key, value), b * h * -(-t // QUERIES)
+        parallel_for(forward, items, 1, pairs, *arrays, *extras, sizes, causal, factor, *results)
     return shifts, totals, scale
 
 

@@ -15,6 +15,7 @@ import math
 
 import numpy as np
 
+from saccade.kernels.numba.attention_row import corner
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.halves import interleave, lie_in_pairs, load_pairs, multiply_units, units
 from saccade.kernels.numba.memory import FLOAT32, FLOAT64, load, load_block, read_byte, store_row
@@ -32,12 +33,6 @@ LOG2_E = 1 / math.log(2)
 def part(n, unit, parts, i):
     """Where the i-th of ``parts`` even parts of [0, n) begins, at a multiple of ``unit``."""
     return min(n, unit * ((n + unit - 1) // unit * i // parts))
-
-
-@jit
-def corner(array, i_b, i_h, row):
-    """The address of a row of a described (b, h, rows, columns) array."""
-    return array[0] + i_b * array[2] + i_h * array[3] + row * array[4]
 
 
 @jit
@@ -148,51 +143,71 @@ def weigh(pairs, factor, scores, queries, keys, shift, total, rescale):
 
 
 @jit
-def forward(work, pairs, query, key, value, mask, bias, lengths, sizes, causal, scale, out, shifts, totals):
-    """Outputs, and what each query's log-sum-exp is made of: its shift, and its total."""
-    widest_vectors()
-    b, h, t, s, d, e = sizes
-    dtype, size = totals.dtype, totals.itemsize
-    step = lanes(dtype.type(0))
-    wide_d, wide_e = wide(totals, units(pairs, d)), wide(totals, e)
-    key_stays = lie_in_pairs(key, d) if pairs else in_place(key, totals, 0)
-    value_stays = not pairs and in_place(value, totals, e)
+def forward_scratch(pairs, key, value, like, sizes):
+    """What ``attend`` needs of memory."""
+    wide_d, wide_e = wide(like, units(pairs, sizes[4])), wide(like, sizes[5])
+    key_stays = lie_in_pairs(key, sizes[4]) if pairs else in_place(key, like, 0)
+    value_stays = not pairs and in_place(value, like, sizes[5])
+    dtype = like.dtype
     query_block, turned = np.zeros((QUERIES, wide_d), dtype), np.zeros((wide_d, QUERIES), dtype)
     key_block = np.zeros((0 if key_stays else KEYS, wide_d), dtype)
     value_block = np.zeros((0 if value_stays else KEYS, wide_e), dtype)
     scores, sums = np.zeros((KEYS, QUERIES), dtype), np.zeros((QUERIES, wide_e), dtype)
-    shift, total, rescale = np.zeros((3, QUERIES), dtype)
+    return query_block, turned, key_block, value_block, scores, sums, np.zeros((3, QUERIES), dtype)
+
+
+@jit
+def attend(pairs, at, queries, query, key, value, mask, bias, length, sizes, causal, scale, scratch, out):
+    """Outputs of so many queries from (b, h, t) on; each one's shift and total are left in the last of the scratch."""
+    query_block, turned, key_block, value_block, scores, sums, states = scratch
+    (i_b, i_h, first_t), (_, _, _, s, d, e) = at, sizes
+    shift, total, rescale = states
+    dtype, size = scores.dtype, scores.itemsize
     unit = unit_of(bias, scale)
     factor = unit * dtype.type(LOG2_E)
-    query_blocks, key_blocks = -(-t // QUERIES), -(-s // KEYS)
+    load_queries(pairs, query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d, scale)
+    shift[:], total[:], sums[:] = -np.inf, 0, 0
+    end = visible_end(min(length, s), causal, first_t + queries - 1, sizes)
+    key_blocks = -(-s // KEYS)
+    for key_part in range(key_blocks):
+        first_s = part(s, 8, key_blocks, key_part)
+        keys = min(part(s, 8, key_blocks, key_part + 1), end) - first_s
+        if keys <= 0:
+            break
+        k_at, v_at = corner(key, i_b, i_h, first_s), corner(value, i_b, i_h, first_s)
+        k, k_row = rows_of(pairs, key, key_block, key_block.shape[0] == 0, k_at, keys, d)
+        v, v_row = rows_summed(pairs, value, value_block, value_block.shape[0] == 0, v_at, keys, e)
+        tile = (i_b, i_h, first_t, first_s)
+        score_tile(pairs, scores, turned, k, k_row, mask, bias, causal, scale, tile, sizes, queries, keys)
+        weigh(pairs, factor, scores, queries, keys, shift, total, rescale)
+        if key_part > 0:
+            for i in range(queries):
+                if rescale[i] != 1:
+                    sums[i] *= rescale[i]
+        multiply_units(
+            pairs, dtype.type(0), scores.ctypes.data, size, QUERIES * size, v, v_row, sums.ctypes.data,
+            sums.shape[1] * size, queries, e, units(pairs, keys), key_part,
+        )  # fmt: skip
+    for i in range(queries):
+        sums[i] *= dtype.type(1) / total[i] if total[i] != 0 else dtype.type(0)
+        shift[i] *= unit
+        store_row(corner(out, i_b, i_h, first_t + i), out[5], out[1], sums[i, :e])
+
+
+@jit
+def forward(work, pairs, query, key, value, mask, bias, lengths, sizes, causal, scale, out, shifts, totals):
+    """Outputs, and what each query's log-sum-exp is made of: its shift, and its total."""
+    widest_vectors()
+    _, h, t, _, _, _ = sizes
+    scratch = forward_scratch(pairs, key, value, totals, sizes)
+    shift, total, _ = scratch[6]
+    step, query_blocks = lanes(totals.dtype.type(0)), -(-t // QUERIES)
     for item in shared(offer(work)):
         i_b, i_h, block = item // (h * query_blocks), item // query_blocks % h, item % query_blocks
         first_t = part(t, step, query_blocks, block)
-        queries = part(t, step, query_blocks, block + 1) - first_t
-        load_queries(pairs, query_block, turned, query, corner(query, i_b, i_h, first_t), queries, d, scale)
-        shift[:], total[:], sums[:] = -np.inf, 0, 0
-        end = visible_end(min(lengths[i_b], s), causal, first_t + queries - 1, sizes)
-        for key_part in range(key_blocks):
-            first_s = part(s, 8, key_blocks, key_part)
-            keys = min(part(s, 8, key_blocks, key_part + 1), end) - first_s
-            if keys <= 0:
-                break
-            k, k_row = rows_of(pairs, key, key_block, key_stays, corner(key, i_b, i_h, first_s), keys, d)
-            v_at = corner(value, i_b, i_h, first_s)
-            v, v_row = rows_summed(pairs, value, value_block, value_stays, v_at, keys, e)
-            at = (i_b, i_h, first_t, first_s)
-            score_tile(pairs, scores, turned, k, k_row, mask, bias, causal, scale, at, sizes, queries, keys)
-            weigh(pairs, factor, scores, queries, keys, shift, total, rescale)
-            if key_part > 0:
-                for i in range(queries):
-                    if rescale[i] != 1:
-                        sums[i] *= rescale[i]
-            multiply_units(
-                pairs, dtype.type(0), scores.ctypes.data, size, QUERIES * size, v, v_row, sums.ctypes.data,
-                wide_e * size, queries, e, units(pairs, keys), key_part,
-            )  # fmt: skip
+        queries, at = part(t, step, query_blocks, block + 1) - first_t, (i_b, i_h, first_t)
+        attend(
+            pairs, at, queries, query, key, value, mask, bias, lengths[i_b], sizes, causal, scale, scratch, out
+        )  # fmt: skip
         for i in range(queries):
-            sums[i] *= dtype.type(1) / total[i] if total[i] != 0 else dtype.type(0)
-            shifts[i_b, i_h, first_t + i] = unit * shift[i]
-            totals[i_b, i_h, first_t + i] = total[i]
-            store_row(corner(out, i_b, i_h, first_t + i), out[5], out[1], sums[i, :e])
+            shifts[i_b, i_h, first_t + i], totals[i_b, i_h, first_t + i] = shift[i], total[i]

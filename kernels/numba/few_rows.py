@@ -15,22 +15,30 @@ from numba import types
 from numba.extending import intrinsic
 
 from saccade.kernels.numba.compilation import jit
-from saccade.kernels.numba.memory import load_block, store_row
+from saccade.kernels.numba.halves import load_rows
+from saccade.kernels.numba.memory import store_row
 from saccade.kernels.numba.team import offer, shared
-from saccade.kernels.numba.vectors import BYTES, I64, Emitter, lanes, widest_vectors
+from saccade.kernels.numba.vectors import BYTES, DOTS, I64, Emitter, lanes, widest_vectors
 
 MOST = 4  # rows; of 8 the sums no longer stay in registers, and many rows' kernel is as fast
 GRAIN = 1 << 16  # bytes of the matrix that are worth a run of their own
 
 
 def _multiplier(count) -> Any:
-    """total[i, j] += sum_l x[i, l] weight[min(j, last), l] for ``count`` rows i, over so many squares of vectors."""
+    """total[i, j] += sum_l x[i, l] weight[min(j, last), l] for ``count`` rows i, over so many squares of vectors.
+
+    Of an int32 ``zero``, numbers are pairs of bfloat16.
+    """
 
     @intrinsic
     def multiply(typingctx, zero, x, x_row, weight, weight_row, last, squares, total, total_row):
         def codegen(context, builder, signature, arguments):
             _, x, x_row, weight, weight_row, last, squares, total, total_row = arguments
+            in_pairs = signature.args[0] == types.int32
+            if in_pairs and not DOTS:
+                return context.get_dummy_value()
             emit = Emitter(builder, signature.args[0])
+            add = emit.dot if in_pairs else emit.fma
             below = [builder.select(builder.icmp_signed("<", I64(j), last), I64(j), last) for j in range(emit.lanes)]
             places = [emit.address(weight, builder.mul(weight_row, j)) for j in below]
             ahead = builder.mul(weight_row, I64(emit.lanes))
@@ -45,7 +53,7 @@ def _multiplier(count) -> Any:
                 for j, column in enumerate(emit.transposed([emit.load(line) for line in lines])):
                     at = builder.add(offset, I64(j * emit.size))
                     factors = [emit.splat(emit.load(emit.address(place, at), emit.number)) for place in numbers]
-                    values = [emit.fma(column, x, y) for x, y in zip(factors, values, strict=True)]
+                    values = [add(column, x, y) for x, y in zip(factors, values, strict=True)]
                 return values
 
             for value, place in zip(emit.loop(squares, [emit.load(one) for one in sums], square), sums, strict=True):
@@ -66,28 +74,23 @@ def _prefetch(builder, address):
     name, module = "llvm.prefetch.p0i8", builder.module
     kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
     function = module.globals.get(name) or ir.Function(module, kind, name)
-    builder.call(function, [builder.inttoptr(address, byte), word(0), word(3), word(1)])
+    builder.call(function, [builder.inttoptr(address, byte), word(0), word(2), word(1)])
 
 
 @jit
-def few_rows(work, sizes, x, weight, bias, out):
-    """out = x weightᵀ + bias for n rows of x, (``MOST``, whole vectors) with zeros around; weight's rows are dense."""
+def few_rows(work, pairs, sizes, x, weight, bias, out):
+    """out = x weightᵀ + bias for n rows of x, (``MOST``, whole vectors) with zeros around; weight's rows are dense.
+
+    With ``pairs`` x and the weight are bfloat16, read in pairs along the sum.
+    """
     widest_vectors()
     n, k, depth = sizes
-    zero, size = x.dtype.type(0), x.itemsize
-    group = lanes(zero)
-    total, tail = np.empty((MOST, group), x.dtype), np.zeros((group, group), x.dtype)
-    rest = depth % group
+    group = lanes(x.dtype.type(0))
+    total, tail = np.empty((MOST, group), x.dtype), np.empty((group, group), x.dtype)
     for item in shared(offer(work)):
         first = item * group
         columns, place = min(group, k - first), weight[0] + first * weight[2]
-        total[:] = 0
-        _multiply(n, zero, x.ctypes.data, x.shape[1] * size, place, weight[2], columns, depth // group, total)
-        if rest:
-            whole = (depth - rest) * size
-            load_block(tail, weight, weight[2], weight[3], place + whole, columns, rest)
-            source, row = tail.ctypes.data, group * size
-            _multiply(n, zero, x.ctypes.data + whole, x.shape[1] * size, source, row, columns, 1, total)
+        products(pairs, n, x.ctypes.data, x.shape[1] * x.itemsize, place, weight, columns, depth, total, tail)
         for i in range(n):
             numbers = total[i, :columns]
             if bias.shape[0]:
@@ -97,11 +100,38 @@ def few_rows(work, sizes, x, weight, bias, out):
 
 
 @jit
-def _multiply(n, zero, x, x_row, weight, weight_row, columns, squares, total):
-    place, row, last = total.ctypes.data, total.shape[1] * total.itemsize, columns - 1
+def products(pairs, n, x, x_row, place, weight, columns, depth, total, tail):
+    """total[:n, :columns] = the products of n rows at ``x`` with so many rows of a described weight, from ``place`` on.
+
+    Rows of x are ``x_row`` bytes apart, ``MOST`` of them where n > 2, with zeros up to whole vectors.
+    """
+    group, together = total.shape[1], 2 if pairs else 1
+    squares = depth // (group * together)  # within the rows: an odd depth's last pair is not
+    rest = depth - squares * group * together
+    total[:] = 0
+    _multiply(pairs, n, x, x_row, place, weight[2], columns, squares, total)
+    if rest:
+        whole = squares * group * total.itemsize
+        tail[:] = 0
+        load_rows(pairs, tail, weight, place + whole, columns, rest)
+        _multiply(pairs, n, x + whole, x_row, tail.ctypes.data, group * total.itemsize, columns, 1, total)
+
+
+@jit
+def _multiply(pairs, n, x, x_row, weight, weight_row, columns, squares, total):
+    zero, place, row, last = total.dtype.type(0), total.ctypes.data, total.shape[1] * total.itemsize, columns - 1
+    two = np.int32(0)
     if n == 1:
-        _multiply_1(zero, x, x_row, weight, weight_row, last, squares, place, row)
+        if pairs:
+            _multiply_1(two, x, x_row, weight, weight_row, last, squares, place, row)
+        else:
+            _multiply_1(zero, x, x_row, weight, weight_row, last, squares, place, row)
     elif n == 2:
-        _multiply_2(zero, x, x_row, weight, weight_row, last, squares, place, row)
+        if pairs:
+            _multiply_2(two, x, x_row, weight, weight_row, last, squares, place, row)
+        else:
+            _multiply_2(zero, x, x_row, weight, weight_row, last, squares, place, row)
+    elif pairs:
+        _multiply_4(two, x, x_row, weight, weight_row, last, squares, place, row)
     else:
         _multiply_4(zero, x, x_row, weight, weight_row, last, squares, place, row)

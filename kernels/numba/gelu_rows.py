@@ -24,13 +24,20 @@ def gelu_rows(work, size, n, zero, kind, x, out):
             continue
         row = row_from(scratch[:length], source, x[2], x[1])
         y = row_to(result[:length], target, out[2], out[1])
-        if kind == 0:
-            for j in range(length):
-                y[j] = row[j] * normal_distribution(row[j])[0]
-        else:
-            for j in range(length):
-                y[j] = row[j] * sigmoid(_sigmoid_argument(row[j], kind)[0])
+        gelu_row(row, kind, y)
         store_row(target, out[2], out[1], y)
+
+
+@jit
+def gelu_row(row, kind, y):
+    """y = gelu(row)."""
+    widest_vectors()
+    if kind == 0:
+        for j in range(row.shape[0]):
+            y[j] = row[j] * normal_distribution(row[j])[0]
+    else:
+        for j in range(row.shape[0]):
+            y[j] = row[j] * sigmoid(_sigmoid_argument(row[j], kind)[0])
 
 
 @jit

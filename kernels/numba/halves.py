@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from saccade.kernels.numba.compilation import jit
-from saccade.kernels.numba.memory import BFLOAT16, read_bits, write_bits, write_pair
+from saccade.kernels.numba.memory import BFLOAT16, load_block, read_bits, write_bits, write_pair
 from saccade.kernels.numba.products import multiply
 from saccade.kernels.numba.vectors import DOTS, widest_vectors
 
@@ -60,6 +60,15 @@ def load_pairs(block, row_stride, column_stride, address, rows, columns, negate)
         else:
             for j in range(columns):
                 write_bits(target, 2 * j, read_bits(source, j * column_stride) ^ sign)
+
+
+@jit
+def load_rows(pairs, block, array, address, rows, columns):
+    """block[:rows] = rows of a described matrix from ``address``, as they are multiplied with columns of another."""
+    if pairs:
+        load_pairs(block, array[2], array[3], address, rows, columns, False)
+    else:
+        load_block(block, array, array[2], array[3], address, rows, columns)
 
 
 @jit

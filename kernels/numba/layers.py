@@ -17,7 +17,7 @@ from saccade.kernels.numba.threads import parallel_for
 
 _GRAIN = 1 << 14  # numbers that are worth a thread of their own
 _PIECE = 2048  # numbers that an elementwise kernel takes at once, of arrays that lie in one piece
-_KINDS = {"erf": 0, "tanh": 1, "sigmoid": 2}
+KINDS = {"erf": 0, "tanh": 1, "sigmoid": 2}
 _NOTHING = (0, 0, 0, 0)
 
 
@@ -180,7 +180,7 @@ def _elementwise(kernel, x, out, kind, *others):
         n = rows[0].shape[1]
         described = [(address, number, step, row) for address, number, row, step in map(describe, rows)]
     if x.size:
-        parallel_for(kernel, -(-x.size // n), grain(n), x.size, n, zero, _KINDS[kind], *described)
+        parallel_for(kernel, -(-x.size // n), grain(n), x.size, n, zero, KINDS[kind], *described)
 
 
 def mlp(x, weight_in, bias_in, weight_out, bias_out, *, kind="erf"):

@@ -17,7 +17,7 @@ import numpy as np
 
 from saccade.kernels.numba import few_rows
 from saccade.kernels.numba.compilation import jit
-from saccade.kernels.numba.halves import in_pairs, interleave, load_pairs, multiply_units, units
+from saccade.kernels.numba.halves import in_pairs, interleave, load_rows, multiply_units, units
 from saccade.kernels.numba.memory import BFLOAT16, FLOAT32, FLOAT64, core_dtype, describe, load_block, store_row
 from saccade.kernels.numba.team import offer, shared
 from saccade.kernels.numba.threads import parallel_for
@@ -58,17 +58,18 @@ def own_matmul(a, b, dtype, bias=None):
     (n, e), k, core = a.shape, b.shape[1], core_dtype(a.dtype)
     out = np.empty((n, k), dtype)
     added = np.zeros(0, core) if bias is None else np.array(bias, core)
-    if n <= few_rows.MOST and b.dtype == core and b.strides[0] == b.itemsize:
-        rows = np.zeros((few_rows.MOST, -(-e // _LANES) * _LANES), core)
-        rows[:n, :e] = a
+    pairs = in_pairs(a, b)
+    if n <= few_rows.MOST and (pairs or b.dtype == core) and b.strides[0] == b.itemsize:
+        rows = np.zeros((few_rows.MOST, -(-units(pairs, e) // _LANES) * _LANES), core)
+        rows.view(b.dtype)[:n, :e] = a
         grain = max(1, few_rows.GRAIN // (_LANES * e * b.itemsize))
-        groups = -(-k * b.itemsize // BYTES)
-        parallel_for(few_rows.few_rows, groups, grain, (n, k, e), rows, describe(b.T), added, describe(out))
+        groups = -(-k * core.itemsize // BYTES)
+        parallel_for(few_rows.few_rows, groups, grain, pairs, (n, k, e), rows, describe(b.T), added, describe(out))
         return out
     # What is packed is read and written once more, and so is the result where it comes out on its side.
     turned = n * (e + k) < e * k
     banded, packed_of = (b.T, a.T) if turned else (a, b)
-    height, width, pairs = banded.shape[0], packed_of.shape[1], in_pairs(a, b)
+    height, width = banded.shape[0], packed_of.shape[1]
     blocks = -(-width // COLUMNS)
     packed = np.empty((blocks, -(-units(pairs, e) // _LANES) * _LANES, COLUMNS), core)
     across = _rows_are_dense(packed_of.T)
@@ -99,19 +100,11 @@ def _pack(work, sizes, source, across, pairs, packed):
         if across:
             if columns < COLUMNS:
                 rows[:] = 0
-            _load_rows(pairs, rows, source, source[0] + first * source[2], columns, depth)
+            load_rows(pairs, rows, source, source[0] + first * source[2], columns, depth)
             transpose(rows, packed[block], COLUMNS, packed.shape[1])
         else:
             packed[block, :, columns:] = 0
             _load_columns(pairs, packed[block], source, source[0] + first * source[3], depth, columns)
-
-
-@jit
-def _load_rows(pairs, block, source, address, rows, depth):
-    if pairs:
-        load_pairs(block, source[2], source[3], address, rows, depth, False)
-    else:
-        load_block(block, source, source[2], source[3], address, rows, depth)
 
 
 @jit
@@ -149,7 +142,7 @@ def _multiply(work, sizes, a, along, pairs, packed, turned, bias, out):
                 if not lies:
                     if numbers % together:
                         rows_of_a[:, deep - 1] = 0
-                    _load_rows(pairs, rows_of_a, a, place, rows, numbers)
+                    load_rows(pairs, rows_of_a, a, place, rows, numbers)
                     place, row = rows_of_a.ctypes.data, DEPTH * size
             else:
                 _load_columns(pairs, columns_of_a, a, a[0] + start * a[2] + first * a[3], numbers, rows)

@@ -32,13 +32,21 @@ def norm_rows(work, x, residual, scale, bias, eps, centre, out, total, mean, inv
                 summed[j] = row[j] + added[j]
             store_row(address, total[3], total[1], summed)
             row = row_from(scratch, address, total[3], total[1])  # the rounded sum is what is normalised
-        level = row_sum(row) / dtype.type(n) if centre else dtype.type(0)
-        factor = dtype.type(1) / np.sqrt(_squares(row, level) / dtype.type(n) + eps)
         normal = row_to(result, out[0] + i * out[2], out[3], out[1])
-        for j in range(n):
-            normal[j] = (row[j] - level) * factor * scale[j] + bias[j]
+        mean[i], inverse[i] = normalise(row, scale, bias, eps, centre, normal)
         store_row(out[0] + i * out[2], out[3], out[1], normal)
-        mean[i], inverse[i] = level, factor
+
+
+@jit
+def normalise(row, scale, bias, eps, centre, normal):
+    """Write the norm of a row; its mean (0 unless ``centre``) and 1/deviation."""
+    widest_vectors()
+    n, real = row.shape[0], row.dtype.type
+    level = row_sum(row) / real(n) if centre else real(0)
+    factor = real(1) / np.sqrt(_squares(row, level) / real(n) + eps)
+    for j in range(n):
+        normal[j] = (row[j] - level) * factor * scale[j] + bias[j]
+    return level, factor
 
 
 @jit_reassociating

@@ -34,6 +34,7 @@ from saccade.kernels.numba.compilation import jit
 
 WANTED, ENTRY, OFFERS, INSIDE, TAKEN, FAILED, ASLEEP, CLOSED, POOL, HANDS, ARGUMENTS = range(0, 88, 8)
 SIZE = ARGUMENTS + 512
+STAGE = 16  # numbers between the counters of two stages: a cache line each for items taken and items done
 LOOKS = 400  # at the team's memory before a helper goes to sleep: about 0.2 ms
 I64, I32, BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
 HELPED = ir.FunctionType(ir.VoidType(), [BYTES])
@@ -157,6 +158,35 @@ def shared(work):
             run = add(team, TAKEN, 1)
         if offers:
             close(team)
+
+
+@numba.njit(nogil=True)
+def in_step(team, counters, stage, items, runs):
+    """The items that fall to the thread that asks, of one stage of a kernel whose threads go from stage to stage
+    together: all items of the stage are done when it ends.
+
+    ``counters`` is the address of ``STAGE`` int64 zeros for each stage.
+    """
+    if team == 0:
+        for item in range(items):
+            yield item
+    else:
+        taken = stage * STAGE
+        done = taken + STAGE // 2
+        run = add(counters, taken, 1)
+        while run < runs:
+            for item in range(items * run // runs, items * (run + 1) // runs):
+                yield item
+            add(counters, done, 1)
+            run = add(counters, taken, 1)
+        while _now(counters, done) < runs:
+            give_way()
+
+
+@jit
+def any_left(team, counters, stage, runs):
+    """Whether a thread that asks for items of a stage would get some now."""
+    return team == 0 or _now(counters, stage * STAGE) < runs
 
 
 @jit
