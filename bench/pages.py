@@ -17,6 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 # of a machine in words: the files of its runs, of which the first counts where two have the same, and whose rows
 RUNS = {
     "two cores of a Zen 5, warm caches": (("bars-cpu.json", "deck-cpu.json", "parts-cpu.json"), "saccade", warmest),
+    "two cores of a Zen 4, warm caches": (("bars-zen4.json",), "saccade", warmest),
     "an H200, cold L2": (("bars-h200.json", "deck-h200.json"), "saccade-torch", coldest),
 }
 ERRORS = {"two cores of a Zen 5": "errors-cpu.json"}

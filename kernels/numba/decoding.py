@@ -114,7 +114,8 @@ def _shapes(e, m, room):
 
 @jit
 def _decode(work, pairs, blocks, sizes, centre, eps, gelu, counters, x, total, qkv, mixed, before):
-    """x = what the blocks make of it. Arrays are described, (b, …); ``mixed`` has zeros around it."""
+    """x = what the blocks make of it. Arrays are described, (b, …); ``mixed`` has zeros around it. A row of ``blocks``
+    has the addresses of a block's ``PARAMETERS``, 0 for those that are absent, and of its rooms."""
     widest_vectors()
     b, e, m, heads, _, _ = sizes
     size, dtype = x[3], np.asarray(eps).dtype

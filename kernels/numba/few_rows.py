@@ -119,19 +119,18 @@ def products(pairs, n, x, x_row, place, weight, columns, depth, total, tail):
 
 @jit
 def _multiply(pairs, n, x, x_row, weight, weight_row, columns, squares, total):
-    zero, place, row, last = total.dtype.type(0), total.ctypes.data, total.shape[1] * total.itemsize, columns - 1
-    two = np.int32(0)
-    if n == 1:
-        if pairs:
-            _multiply_1(two, x, x_row, weight, weight_row, last, squares, place, row)
-        else:
-            _multiply_1(zero, x, x_row, weight, weight_row, last, squares, place, row)
-    elif n == 2:
-        if pairs:
-            _multiply_2(two, x, x_row, weight, weight_row, last, squares, place, row)
-        else:
-            _multiply_2(zero, x, x_row, weight, weight_row, last, squares, place, row)
-    elif pairs:
-        _multiply_4(two, x, x_row, weight, weight_row, last, squares, place, row)
+    places = x, x_row, weight, weight_row, columns - 1, squares, total.ctypes.data, total.shape[1] * total.itemsize
+    if pairs:
+        _multiply_rows(np.int32(0), n, places)
     else:
-        _multiply_4(zero, x, x_row, weight, weight_row, last, squares, place, row)
+        _multiply_rows(total.dtype.type(0), n, places)
+
+
+@jit
+def _multiply_rows(zero, n, places):
+    if n == 1:
+        _multiply_1(zero, *places)
+    elif n == 2:
+        _multiply_2(zero, *places)
+    else:
+        _multiply_4(zero, *places)
