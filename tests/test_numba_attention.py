@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from saccade import reference
 from saccade.kernels.numba import attention as kernels, threads
 from saccade.testing import gate
 from saccade.testing.claims import Claims
@@ -49,6 +51,9 @@ def test_what_is_not_finite_reaches_one_query_as_it_should():
     value[..., 4, 0], value[..., 2, 1] = np.inf, np.nan
     out = kernels.attention(query, key, value)
     assert out[..., 0] == np.inf and np.isnan(out[..., 1]) and (out[..., 2:] == 1).all()
+    query[..., 0], key[..., 0] = np.inf, -1  # whose scores are all −inf: the fifth key has nothing beside it
+    assert not kernels.attention(query, key, np.ones_like(value)).any()
+    assert not reference.attention(query, key, np.ones_like(value)).any()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -90,11 +95,20 @@ for dtype, (t, s, d) in ((np.float32, (65, 191, 72)), (np.float64, (5, 7, 3)), (
     arguments = tuple(rng.standard_normal((1, 2, n, d)).astype(dtype) for n in (t, s, s))
     judged = gate.assert_right("attention", attention, arguments, dict(causal=True, scale=-0.2, return_lse=True))
     assert gate.verdict(judged) == "PASS", judged
+from test_numba_decoding import LONG, by_operations, decoder, made
+from saccade.kernels.numba import matrices
+matrices.OWN = True
+blocks, rooms, tokens = made(LONG, np.float32, 3, 2)
+expected, one = by_operations(LONG, blocks, tokens), decoder(LONG, blocks, rooms)
+assert all(np.array_equal(one.step(x, i), expected[i]) for i, x in enumerate(tokens))
 """
 
 
 def test_processors_without_the_widest_vectors_compute_the_same_function(tmp_path):
-    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))  # kernels are cached by the real processor's features
+    folder = str(Path(__file__).parent)
+    environment = dict(
+        os.environ, NUMBA_CACHE_DIR=str(tmp_path), PYTHONPATH=folder
+    )  # kernels are cached by the real processor's features
     done = subprocess.run([sys.executable, "-P", "-c", NARROW], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -40,31 +40,34 @@ class KeyValueCache:
     def __init__(self, length):
         self.length, self.filled, self.room = length, 0, None
 
-    def make_room(self, b, heads, d, like):
-        """Room for keys and for values of the dtype and device of ``like``, which it returns."""
-        self.room = [like.new_empty(b, heads, self.length, d) for _ in ("keys", "values")]
-        return self.room
-
     def extend(self, *new_bhtd):
         """Put keys and values after those that there are; all of them, b h s d twice."""
         b, h, t, d = new_bhtd[0].shape
-        rooms = self.room or self.make_room(b, h, d, new_bhtd[0])
-        for room, new in zip(rooms, new_bhtd, strict=True):
+        if self.room is None:
+            self.room = _room(new_bhtd[0], b, h, self.length, d)
+        for room, new in zip(self.room, new_bhtd, strict=True):
             room[:, :, self.filled : self.filled + t] = new
-        return [room[:, :, : self.filled + t] for room in rooms]
+        return [room[:, :, : self.filled + t] for room in self.room]
+
+
+def _room(like, *shape):
+    """Room for keys and for values, of the dtype and device of ``like``."""
+    return [like.new_empty(shape) for _ in ("keys", "values")]
 
 
 def _kernel(blocks, caches, x):
-    """The kernel for tokens like ``x``, which has room then, or None if there is none."""
+    """The kernel for tokens like ``x``, which fills the caches' room, or None if there is none."""
     plain = x.device.type == "cpu" and 0 < len(x) <= MOST
     if not plain or torch.is_grad_enabled() or not all(map(_does_nothing_else, blocks)) or not len(blocks):
         return None
     (b, _, e), config = x.shape, blocks[0].config
-    rooms = [cache.make_room(b, config.heads, e // config.heads, x) for cache in caches]
+    rooms = [_room(x, b, config.heads, cache.length, e // config.heads) for cache in caches]
     parameters = [{name: to_numpy(one) for name, one in named(block).items()} for block in blocks]
     keys, values = ([to_numpy(room[i]) for room in rooms] for i in range(2))
     if not decoding.takes(parameters, keys, values):
         return None
+    for cache, room in zip(caches, rooms, strict=True):
+        cache.room = room
     return decoding.Decoder(parameters, keys, values, rms=config.norm == "rms", eps=config.eps, gelu=config.gelu)
 
 

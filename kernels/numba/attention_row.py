@@ -16,6 +16,7 @@ from saccade.kernels.numba.memory import (
     BFLOAT16,
     FLOAT32,
     FLOAT64,
+    corner,
     load,
     load_row,
     read_bfloat16,
@@ -31,26 +32,23 @@ ROWS = 4
 
 
 @jit
-def corner(array, i_b, i_h, row):
-    """The address of a row of a described (b, h, rows, columns) array."""
-    return array[0] + i_b * array[2] + i_h * array[3] + row * array[4]
-
-
-@jit
-def row_scratch(like, sizes):
-    """What ``attend_row`` needs of memory; sizes are (b, h, t, s, d, e)."""
-    _, _, _, s, d, e = sizes
-    scores, asked, sums = np.empty(s, like.dtype), np.empty(d, like.dtype), np.empty(e, like.dtype)
+def row_scratch(like, s, d, e):
+    """What ``attend_row`` needs of memory, for at most s keys of d numbers and values of e."""
+    scores, asked, sums = np.empty(s + ROWS, like.dtype), np.empty(d, like.dtype), np.empty(e, like.dtype)
     return scores, asked, sums, np.zeros((ROWS + 1, max(d, e)), like.dtype)
 
 
 @jit
 def attend_row(at, query, key, value, mask, bias, keys, scale, scratch, out):
     """The output of the query at (b, h, t), which may see the first ``keys``; its shift and total."""
-    (i_b, i_h, i_t), (every, asked, sums, rows) = at, scratch
-    scores, real = every[:keys], every.dtype.type
+    (i_b, i_h, i_t), (room, asked, sums, rows) = at, scratch
+    scores, real = room[:keys], room.dtype.type
     load_row(asked, corner(query, i_b, i_h, i_t), query[5], query[1])
-    _score(scores, scale, asked, key, corner(key, i_b, i_h, 0), rows)
+    for j in range(0, keys, ROWS):
+        a, b, c, d, kind = _four(rows, key, corner(key, i_b, i_h, j), keys - j, asked.shape[0])
+        room[j], room[j + 1], room[j + 2], room[j + 3] = _dots(asked, kind, a, b, c, d)
+    for j in range(keys):
+        scores[j] *= scale
     if bias[0] != 0:
         address = corner(bias, i_b, i_h, i_t)
         for j in range(keys):
@@ -63,39 +61,15 @@ def attend_row(at, query, key, value, mask, bias, keys, scale, scratch, out):
     shift = row_max(scores)
     exponentials(scores, real(0) if shift == -np.inf else shift)
     total = row_sum(scores)
-    sums[:] = 0
-    _add_values(sums, scores, value, corner(value, i_b, i_h, 0), rows)
+    room[keys : keys + ROWS], sums[:] = 0, 0
+    for j in range(0, keys, ROWS):
+        a, b, c, d, kind = _four(rows, value, corner(value, i_b, i_h, j), keys - j, sums.shape[0])
+        _add_weighted(sums, kind, room[j], room[j + 1], room[j + 2], room[j + 3], a, b, c, d)
     factor = real(1) / total if total != 0 else real(0)
     for j in range(sums.shape[0]):
         sums[j] *= factor
     store_row(corner(out, i_b, i_h, i_t), out[5], out[1], sums)
     return shift, total
-
-
-@jit
-def _score(scores, scale, asked, key, address, rows):
-    keys = scores.shape[0]
-    for j in range(0, keys, ROWS):
-        a, b, c, d, kind = _four(rows, key, address + j * key[4], keys - j, asked.shape[0])
-        of_a, of_b, of_c, of_d = _dots(asked, kind, a, b, c, d)
-        scores[j] = scale * of_a
-        if j + 1 < keys:
-            scores[j + 1] = scale * of_b
-        if j + 2 < keys:
-            scores[j + 2] = scale * of_c
-        if j + 3 < keys:
-            scores[j + 3] = scale * of_d
-
-
-@jit
-def _add_values(sums, weights, value, address, rows):
-    keys, none = weights.shape[0], weights.dtype.type(0)
-    for j in range(0, keys, ROWS):
-        a, b, c, d, kind = _four(rows, value, address + j * value[4], keys - j, sums.shape[0])
-        of_b = weights[j + 1] if j + 1 < keys else none
-        of_c = weights[j + 2] if j + 2 < keys else none
-        of_d = weights[j + 3] if j + 3 < keys else none
-        _add_weighted(sums, kind, weights[j], of_b, of_c, of_d, a, b, c, d)
 
 
 @jit
@@ -163,8 +137,8 @@ def _add_weighted(sums, kind, of_a, of_b, of_c, of_d, a, b, c, d):
 @jit
 def forward_row(work, query, key, value, mask, bias, lengths, sizes, scale, out, shifts, totals):
     """``attention_tiles.forward`` of one query for each head."""
-    _, h, _, s, _, _ = sizes
-    scratch = row_scratch(totals, sizes)
+    _, h, _, s, d, e = sizes
+    scratch = row_scratch(totals, s, d, e)
     for item in shared(offer(work)):
         i_b, i_h = item // h, item % h
         at, keys = (i_b, i_h, 0), min(lengths[i_b], s)

@@ -15,10 +15,9 @@ import math
 
 import numpy as np
 
-from saccade.kernels.numba.attention_row import corner
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.halves import interleave, lie_in_pairs, load_pairs, multiply_units, units
-from saccade.kernels.numba.memory import FLOAT32, FLOAT64, load, load_block, read_byte, store_row
+from saccade.kernels.numba.memory import FLOAT32, FLOAT64, corner, load, load_block, read_byte, store_row
 from saccade.kernels.numba.products import wide
 from saccade.kernels.numba.softmax import online_softmax
 from saccade.kernels.numba.team import offer, shared

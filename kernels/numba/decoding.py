@@ -15,13 +15,13 @@ import math
 
 import numpy as np
 
-from saccade.kernels.numba.attention_row import attend_row, corner, row_scratch
+from saccade.kernels.numba.attention_row import attend_row, row_scratch
 from saccade.kernels.numba.compilation import jit
 from saccade.kernels.numba.few_rows import GRAIN, MOST, products
 from saccade.kernels.numba.gelu_rows import gelu_row
 from saccade.kernels.numba.halves import in_pairs
-from saccade.kernels.numba.layers import KINDS, silent
-from saccade.kernels.numba.memory import core_dtype, describe, load_row, store_row
+from saccade.kernels.numba.layers import KINDS
+from saccade.kernels.numba.memory import core_dtype, corner, describe, load_row, store_row
 from saccade.kernels.numba.norm_rows import normalise
 from saccade.kernels.numba.team import STAGE, any_left, close, in_step, offer
 from saccade.kernels.numba.threads import parallel_for
@@ -83,7 +83,6 @@ class Decoder:
             [[0 if one is None else describe(one)[0] for one in arrays] for arrays in self.held], np.int64
         )
 
-    @silent
     def step(self, x, filled):
         """The next token of each sequence through all blocks, (b, width) -> (b, width), after ``filled`` tokens."""
         b, width, hidden, heads = self.sizes
@@ -117,13 +116,13 @@ def _decode(work, pairs, blocks, sizes, centre, eps, gelu, counters, x, total, q
     """x = what the blocks make of it. Arrays are described, (b, …); ``mixed`` has zeros around it. A row of ``blocks``
     has the addresses of a block's ``PARAMETERS``, 0 for those that are absent, and of its rooms."""
     widest_vectors()
-    b, e, m, heads, _, _ = sizes
+    b, e, m, heads, _, filled = sizes
     size, dtype = x[3], np.asarray(eps).dtype
     normal, hidden = _rows(b, e, eps), _rows(b, m, eps)
     scratch = np.empty((4, max(e, m)), dtype)
     square = lanes(eps)
     squares = np.empty((MOST, square), dtype), np.empty((square, square), dtype), np.empty(square, dtype)
-    attending = row_scratch(scratch, _attended(sizes))
+    attending = row_scratch(scratch, filled + 1, e // heads, e // heads)
     team, _, _, offers = offer(work)
     for i in range(blocks.shape[0]):
         # addresses of arrays that are used again: numba frees an array after its last use
@@ -167,12 +166,6 @@ def _room(address, like, sizes):
     _, e, _, heads, length, _ = sizes
     row = e // heads * like[3]
     return address, like[1], heads * length * row, length * row, row, like[3]
-
-
-@jit
-def _attended(sizes):
-    b, e, _, heads, _, filled = sizes
-    return b, heads, 1, filled + 1, e // heads, e // heads
 
 
 @jit

@@ -1,7 +1,7 @@
 """Products of matrices on CPUs: BLAS's, or our own on processors where those are faster.
 
 On AMD's Zen 5, which computes vectors of 64 bytes whole, products of ours are up to twice as fast as OpenBLAS's, which
-takes it for a processor without such, and MKL's; on Zen 4 they are up to a fifth faster (``bench/NOTES.md``).
+takes it for a processor without such, and MKL's; on Zen 4 they are a tenth to a third faster (``bench/NOTES.md``).
 Elsewhere BLAS is taken.
 
 Ours: one operand is packed as columns, whole vectors wide; items are bands of rows of the other by groups of those

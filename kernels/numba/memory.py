@@ -43,6 +43,12 @@ def describe(x, shape=None):
     return (x.__array_interface__["data"][0], _KINDS[x.dtype], *x.strides)
 
 
+@jit
+def corner(array, i_b, i_h, row):
+    """The address of a row of a described (b, h, rows, columns) array."""
+    return array[0] + i_b * array[2] + i_h * array[3] + row * array[4]
+
+
 def _at(builder, address, offset, bits_type):
     """A pointer to ``offset`` bytes after ``address``; a sum of integers would hide from LLVM that it runs in order."""
     start = builder.inttoptr(address, ir.IntType(8).as_pointer())
